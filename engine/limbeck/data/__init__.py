@@ -1,0 +1,1 @@
+"""Rows: formats, chat rendering, loss masks, split, quarantine."""

@@ -1,0 +1,1 @@
+"""The losses as a library: the head and its closed-form gradient."""

@@ -1,0 +1,52 @@
+"""What a teacher says about the positions of one sequence. Row t speaks of token t + 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from limbeck.signals.topk import TopK
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at temperature 1 of ids that were asked for, in the asked order.
+
+    Dense: `logprobs` f32 [n, m]. CSR: `logprobs` f32 [nnz] with `offsets` int64 [n + 1]. Laid out as the question.
+    """
+
+    ids: npt.NDArray[np.int32]
+    logprobs: Float32
+    offsets: npt.NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Draws at temperature 1: distinct `ids` int32 [n, s], their `counts` int32 [n, s] (0 pads), `logprobs` f32 [n, s]."""
+
+    ids: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
+    logprobs: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """The answer to one ScoreItem: rows `first_row` … `first_row + n − 1`, with what was asked for.
+
+    `target` f32 [n]: log-probability of the actual next token at temperature 1. `hidden`: layer to f32 [n, d].
+    `full` f32 [n, v]: log-probabilities of the whole vocabulary at temperature 1.
+    """
+
+    first_row: int
+    n: int
+    top_k: TopK | None = None
+    target: Float32 | None = None
+    token_ids: TokenLogprobs | None = None
+    samples: Samples | None = None
+    hidden: Mapping[int, Float32] = field(default_factory=dict)
+    full: Float32 | None = None

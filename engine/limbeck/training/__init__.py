@@ -1,0 +1,1 @@
+"""The loop: trainer, batch sources, student, knobs, checkpoints."""

@@ -95,7 +95,7 @@ class TokenLossConfig(LossConfig):
     top_k: int = Field(
         64,
         ge=1,
-        description="Ids of the support. The largest of a recipe is captured, a smaller one merges the rest into the tail.",
+        description="Ids of the support. The largest of a recipe is captured, a smaller one merges the rest in the tail.",
     )
 
 
@@ -324,7 +324,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt to continue: `ids` int32 [t], leading <bos> already there. Its draw depends on (seed, item_id) only."""
+    """A prompt to continue: `ids` int32 [t], leading <bos> there. Its draw depends on (seed, item_id) only."""
 
     item_id: int
     ids: npt.NDArray[np.int32]

@@ -27,7 +27,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Draws at temperature 1: distinct `ids` int32 [n, s], their `counts` int32 [n, s] (0 pads), `logprobs` f32 [n, s]."""
+    """Draws at temperature 1: distinct `ids` and their `counts` (0 pads), int32 [n, s]; `logprobs` f32 [n, s]."""
 
     ids: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]

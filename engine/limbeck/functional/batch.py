@@ -1,0 +1,84 @@
+"""What a batch's kept tokens are, and what the teacher says about each, as tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The teacher on k ids per kept token.
+
+    `ids` int64 [n, k], distinct in a row; an id below 0 is padding. `at`: temperature to (`on_support` [n, k], `tail`
+    [n]), log-probabilities of the ids and of all others together. `counts` [n, k] for draws.
+    """
+
+    ids: Tensor
+    at: Mapping[float, tuple[Tensor, Tensor]]
+    counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SignalBatch:
+    """The kept tokens of a batch, flat. n tokens, r rows.
+
+    `labels` int64 [n]: the actual tokens. `answers` by primitive: `top_k`, `token_ids`, `samples`, `target`. `full`
+    [n, v]: the teacher's log-probabilities at temperature 1. `hidden`: the teacher's layer to [n, d].
+    `batch_n`, `time_n` [n]: where a token's prediction is read in the student's hidden states [batch, time].
+    `row_n` [n], `offsets_n2` [n, 2], `pair_r`, `chosen_r` [r]: see :class:`limbeck.interfaces.SequenceBatch`.
+    `places` [r]: (file, line) of each row. `saturated`: entries whose code hit its limit.
+    """
+
+    labels: Tensor
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    full: Tensor | None = None
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    batch_n: Tensor | None = None
+    time_n: Tensor | None = None
+    row_n: Tensor | None = None
+    offsets_n2: Tensor | None = None
+    pair_r: Tensor | None = None
+    chosen_r: Tensor | None = None
+    places: Sequence[tuple[str, int]] = ()
+    saturated: int = 0
+
+    @property
+    def n(self) -> int:
+        """Kept tokens."""
+        return int(self.labels.shape[0])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """This batch's own tokens, rows and pairs: what a sum is divided by where nothing is accumulated."""
+        pairs = 0 if self.pair_r is None or not self.pair_r.numel() else int(self.pair_r.max()) + 1
+        return {"tokens": self.n, "rows": len(self.places), "pairs": pairs}
+
+    def select(self, hidden: Tensor) -> Tensor:
+        """The hidden states [n, d] of the kept tokens, from the student's [batch, time, d].
+
+        What stands elsewhere, NaN included, changes neither value nor gradient.
+        """
+        return hidden[self.batch_n, self.time_n]
+
+    def to(self, device: torch.device | str, **options: Any) -> SignalBatch:
+        """The same on another device."""
+        return _moved(self, device, options)  # type: ignore[no-any-return]
+
+
+def _moved(value: Any, device: torch.device | str, options: dict[str, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, **options)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device, options) for key, item in value.items()}
+    if isinstance(value, tuple) and any(isinstance(item, Tensor) for item in value):
+        return tuple(_moved(item, device, options) for item in value)
+    if isinstance(value, SignalBatch | Answer):
+        moved = {f.name: _moved(getattr(value, f.name), device, options) for f in dataclasses.fields(value)}
+        return type(value)(**moved)
+    return value

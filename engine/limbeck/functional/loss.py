@@ -1,0 +1,232 @@
+"""Losses at the head: Σ weight · loss / N and its gradients in one pass over chunks of tokens.
+
+[n, v] logits never exist. A pass projects one chunk, reduces its softmax to the ids that the losses look at
+(`softmax.py`), runs autograd on that small part, and turns its gradient into those of the hidden states and of the
+head's parameters at once. Terms at one temperature share all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from limbeck.functional.batch import SignalBatch
+from limbeck.functional.features import feature_values
+from limbeck.functional.head import Head
+from limbeck.functional.output import LossOutput
+from limbeck.functional.projection import CHUNK_BYTES, Projection
+from limbeck.functional.sequences import sequence_gradients
+from limbeck.functional.softmax import Reduced, Whole
+from limbeck.functional.terms import Source, Term, Values, source, with_tail
+from limbeck.interfaces import Support, TokenLoss
+
+
+def head_loss(
+    hidden: Tensor,
+    head: Head,
+    batch: SignalBatch,
+    terms: Sequence[Term],
+    values: Mapping[str, Values],
+    denominators: Mapping[str, float] | None = None,
+    *,
+    features: Mapping[int, Tensor] | None = None,
+    teacher_head: Head | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> LossOutput:
+    """The weighted sum of `terms` over the kept tokens, differentiable in `hidden`, head and loss parameters.
+
+    `hidden` [n, d]: the student's last hidden states of the kept tokens only (:meth:`SignalBatch.select`). `values`:
+    term name to its knobs in force. `denominators`: the *global* counts of `tokens`, `rows` and `pairs`, over
+    accumulation and processes; this batch's own where left out. `features`: the student's layer to [n, d'], for
+    feature losses. `teacher_head`: for a teacher that gives its last hidden states.
+
+    Without gradients (`torch.no_grad`) none are computed. With nothing kept the loss is a differentiable 0. Raises
+    CAPABILITY_MISSING where the batch lacks a signal that a term needs.
+    """
+    counts = batch.counts if denominators is None else denominators
+    factors = {term.name: _factor(term, values[term.name], counts) for term in terms}
+    result = _head_terms(hidden, head, batch, terms, values, factors, teacher_head, chunk_bytes)
+    for term in (term for term in terms if term.kind == "feature"):
+        value_n = feature_values(term, values[term.name], features or {}, batch)
+        total = value_n.sum()
+        result.loss = result.loss + factors[term.name] * total
+        result.sums[term.name] = total.detach() * _squared(term, values[term.name])
+        result.not_finite[term.name] = ~value_n.detach().isfinite()
+    return LossOutput(result.loss, result.sums, result.diagnostics, result.not_finite)
+
+
+def _squared(term: Term, values: Values) -> float:
+    return values.temperature**2 if term.temperature_squared else 1.0
+
+
+def _factor(term: Term, values: Values, counts: Mapping[str, float]) -> float:
+    """What a term's plain sum is multiplied by. Nothing kept anywhere has the sum 0, whatever the divisor."""
+    return values.weight * _squared(term, values) / max(float(counts[term.needs.normaliser]), 1.0)
+
+
+@dataclass
+class _Result:
+    loss: Tensor
+    sums: dict[str, Tensor]
+    diagnostics: dict[str, Tensor]
+    not_finite: dict[str, Tensor]
+
+
+@dataclass
+class _Group:
+    """The token terms at one temperature, and the gradient that sequence losses ask of the labels' log-probabilities."""
+
+    temperature: float
+    terms: list[tuple[Term, Source]]
+    label_gradient: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        return any(side.answer is None for _, side in self.terms)
+
+
+def _head_terms(
+    hidden: Tensor,
+    head: Head,
+    batch: SignalBatch,
+    terms: Sequence[Term],
+    values: Mapping[str, Values],
+    factors: Mapping[str, float],
+    teacher_head: Head | None,
+    chunk_bytes: int,
+) -> _Result:
+    token_terms = [term for term in terms if term.kind == "token"]
+    sequence_terms = [term for term in terms if term.kind == "sequence"]
+    parameters = [parameter for term in (*token_terms, *sequence_terms) for parameter in term.parameters]
+    inputs = [hidden, *head.parameters, *parameters]
+    wanted = [torch.is_grad_enabled() and x.requires_grad for x in inputs]
+    groups = _groups(token_terms, values, batch, head.vocab_size, teacher_head)
+    want_head = (wanted[0], wanted[1], head.bias is not None and wanted[2])
+    buffers = 1 + (len(groups) > 1) + 4 * any(group.whole for group in groups)
+
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        projection = Projection(hidden, head, want_head, chunk_bytes, buffers)
+        zero = hidden.new_zeros((), dtype=projection.dtype)
+        result = _Result(zero.clone(), {term.name: zero.clone() for term in terms}, {}, {})
+        result.diagnostics = {"tokens": zero + batch.n, "saturated": zero + batch.saturated}
+        parameter_grads = [torch.zeros_like(parameter, dtype=projection.dtype) for parameter in parameters]
+        if sequence_terms:
+            label_gradient = sequence_gradients(
+                projection, batch, sequence_terms, values, factors, result, parameters, parameter_grads, any(wanted)
+            )
+            if any(wanted):
+                _group_at(groups, 1.0).label_gradient = label_gradient
+        work = _Work(batch, values, factors, result, parameters, parameter_grads, any(wanted))
+        if groups:
+            for rows in projection.chunks():
+                gradient = work.chunk(projection.logits(rows), rows, groups)
+                if gradient is not None:
+                    projection.backward(rows, gradient)
+
+    if any(wanted):
+        grads = [projection.hidden_grad, projection.weight_grad]
+        grads += [projection.bias_grad] if head.bias is not None else []
+        grads += parameter_grads
+        result.loss = _WithGradients.apply(result.loss, grads, *inputs)
+    return result
+
+
+def _groups(
+    terms: Iterable[Term],
+    values: Mapping[str, Values],
+    batch: SignalBatch,
+    vocab_size: int,
+    teacher_head: Head | None,
+) -> list[_Group]:
+    groups: list[_Group] = []
+    for term in terms:
+        temperature = values[term.name].temperature
+        side = source(term, temperature, batch, vocab_size, teacher_head)
+        _group_at(groups, temperature).terms.append((term, side))
+    return groups
+
+
+def _group_at(groups: list[_Group], temperature: float) -> _Group:
+    for group in groups:
+        if group.temperature == temperature:
+            return group
+    groups.append(_Group(temperature, []))
+    return groups[-1]
+
+
+@dataclass
+class _Work:
+    """One pass over the chunks: adds up losses, figures and the gradients of loss parameters."""
+
+    batch: SignalBatch
+    values: Mapping[str, Values]
+    factors: Mapping[str, float]
+    result: _Result
+    parameters: Sequence[Tensor]
+    parameter_grads: Sequence[Tensor]
+    track: bool
+
+    def chunk(self, logits: Tensor, rows: slice, groups: Sequence[_Group]) -> Tensor | None:
+        """∂L/∂logits [c, v] of one chunk, in the memory of `logits` where it can; None where none is wanted."""
+        gradient: Tensor | None = None
+        for number, group in enumerate(groups, 1):
+            z = logits if number == len(groups) else logits.clone()
+            if group.temperature != 1.0:
+                z.div_(group.temperature)
+            with torch.set_grad_enabled(self.track):
+                softmax = Whole(z) if group.whole else Reduced(z, self._all_ids(group, rows))
+                total = self._total(softmax, group, rows)
+            if not self.track:
+                continue
+            leaf_grad, *own = torch.autograd.grad(total, [softmax.leaf, *self.parameters], allow_unused=True)
+            for accumulated, grad in zip(self.parameter_grads, own, strict=True):
+                if grad is not None:
+                    accumulated += grad
+            part = softmax.gradient(leaf_grad.div_(group.temperature))
+            gradient = part if gradient is None else gradient.add_(part)
+        return gradient
+
+    def _all_ids(self, group: _Group, rows: slice) -> Tensor:
+        ids = [side.ids(rows)[0] for _, side in group.terms]
+        if group.label_gradient is not None:
+            ids.append(self.batch.labels[rows, None])
+        return torch.cat(ids, dim=1)
+
+    def _total(self, softmax: Reduced | Whole, group: _Group, rows: slice) -> Tensor:
+        """The chunk's part of the loss, differentiable in the softmax's leaf."""
+        total = softmax.leaf.new_zeros(())
+        for term, side in group.terms:
+            teacher = side.teacher(rows, group.temperature, softmax.leaf.dtype)
+            if side.answer is not None:
+                student = softmax.support(*side.ids(rows))
+            else:
+                assert isinstance(softmax, Whole)
+                student = softmax.shared(side.vocab_size)
+            if side.answer is None or term.needs.primitive == "top_k":
+                self._diagnose(term, softmax, side, rows, student, teacher)
+            loss = term.loss
+            assert isinstance(loss, TokenLoss)
+            value_n = loss(with_tail(student, term.tail), with_tail(teacher, term.tail), self.values[term.name].knobs)
+            part = value_n.sum()
+            total = total + self.factors[term.name] * part
+            self._record(term, value_n.detach(), part.detach(), rows)
+        if group.label_gradient is not None:
+            labels = self.batch.labels[rows, None]
+            logprobs = softmax.support(labels, torch.ones_like(labels, dtype=torch.bool)).on_support[:, 0]
+            total = total + (group.label_gradient[rows] * logprobs).sum()
+        else:
+            return total
+        return total
+
+    def _record(self, term: Term, value_n: Tensor, total: Tensor, rows: slice) -> None:
+        result, squared = self.result, _squared(term, self.values[term.name])
+        result.sums[term.name] += squared * total
+        result.loss += self.factors[term.name] * total
+        if term.name not in result.not_finite:
+            result.not_finite[term.name] = torch.zeros_like(self.batch.labels, dtype=torch.bool)
+        result.not_finite[term.name][rows] = ~value_n.isfinite()

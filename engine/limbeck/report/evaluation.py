@@ -1,0 +1,54 @@
+"""evaluation/evaluation.json: what the evaluation measured on the held-out rows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Speaker = Literal["teacher", "untrained", "twin", "student"]
+
+
+class Part(BaseModel):
+    """A part of report.json: NaN and infinities are the strings "NaN", "Infinity", "-Infinity"."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class ModelFigures(Part):
+    """One model on the held-out rows, every figure weighted by tokens; null where a figure does not apply."""
+
+    parameters: int | None = None
+    bytes: int | None = Field(None, description="Bytes of its weights as stored.")
+    tokens_per_second: float | None = Field(None, description="Tokens a second, measured by the evaluation.")
+    perplexity: float | None = Field(None, description="exp(cross_entropy).")
+    cross_entropy: float | None = Field(None, description="Nats a token, on the held-out completions.")
+    forward_kl: float | None = Field(None, description="KL(teacher ‖ model), nats a token.")
+    top1_agreement: float | None = Field(None, description="Fraction of tokens whose likeliest next id is the teacher's.")
+
+
+class Sample(Part):
+    """The continuations of one held-out prompt, side by side."""
+
+    prompt: str
+    reference: str | None = None
+    teacher: str | None = None
+    untrained: str | None = None
+    twin: str | None = None
+    student: str | None = None
+
+
+class Holdout(Part):
+    """What the figures were measured on."""
+
+    rows: int
+    tokens: int
+
+
+class Evaluation(Part):
+    """The whole file."""
+
+    models: dict[Speaker, ModelFigures]
+    holdout: Holdout
+    samples: list[Sample] = Field(default_factory=list)
+    sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling in force when the samples were written.")

@@ -1,0 +1,41 @@
+"""The figures of a finished run: report.json, of which the page shows everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from ruamel.yaml import YAML
+
+from limbeck.report.evaluation import Evaluation, Part
+from limbeck.report.history import History, read_history
+from limbeck.report.verdict import Verdict, judge
+
+
+class Report(Part):
+    """report.json. Within a version, fields are only ever added."""
+
+    version: Literal[1] = 1
+    title: str = Field(description="Name of the run's folder.")
+    verdict: Verdict
+    evaluation: Evaluation
+    history: History
+    run: dict[str, Any] = Field(description="run.json: id, versions, digests.")
+    recipe: dict[str, Any] = Field(description="resolved.yaml: every default filled in.")
+    recipe_text: str = Field(description="recipe.yaml as written.")
+
+
+def read_figures(run_folder: Path) -> Report:
+    """Gather the figures of a run from its folder; loads no model. Raises LOG_DAMAGED."""
+    evaluation = Evaluation.model_validate_json((run_folder / "evaluation" / "evaluation.json").read_bytes())
+    return Report(
+        title=run_folder.resolve().name,
+        verdict=judge(evaluation.models),
+        evaluation=evaluation,
+        history=read_history(run_folder / "events.jsonl"),
+        run=json.loads((run_folder / "run.json").read_bytes()),
+        recipe=YAML(typ="safe", pure=True).load(run_folder / "resolved.yaml"),
+        recipe_text=(run_folder / "recipe.yaml").read_text("utf-8"),
+    )

@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM as a request to stop where the run can go on; a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+from limbeck.errors import EXIT_SIGINT, EXIT_SIGTERM
+
+EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM}
+
+
+class StopSignal:
+    """While entered, remembers the first signal instead of dying of it; a call gives its name, or None.
+
+    The second SIGINT raises KeyboardInterrupt, a third ends the process whatever it does.
+    """
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._interrupts = 0
+        self._former: dict[int, object] = {}
+
+    def __call__(self) -> str | None:
+        return self._name
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._name = self._name or signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts == 2:
+                raise KeyboardInterrupt
+            if self._interrupts > 2:
+                os._exit(EXIT_SIGINT)
+
+    def __enter__(self) -> StopSignal:
+        for name in EXIT_CODES:
+            number = signal.Signals[name]
+            self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)  # type: ignore[arg-type]

@@ -1,1 +1,24 @@
-"""The losses as a library: the head and its closed-form gradient."""
+"""The losses as a library: the head and its closed-form gradient. Needs torch and transformers (`limbeck[train]`)."""
+
+from limbeck.functional.batch import Answer, SignalBatch
+from limbeck.functional.collate import collate
+from limbeck.functional.forward import HeadOutput, install_head, remove_head
+from limbeck.functional.head import Head
+from limbeck.functional.loss import head_loss
+from limbeck.functional.output import LossOutput, check_finite
+from limbeck.functional.terms import Term, Values
+
+__all__ = [
+    "Answer",
+    "Head",
+    "HeadOutput",
+    "LossOutput",
+    "SignalBatch",
+    "Term",
+    "Values",
+    "check_finite",
+    "collate",
+    "head_loss",
+    "install_head",
+    "remove_head",
+]

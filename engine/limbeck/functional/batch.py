@@ -57,7 +57,12 @@ class SignalBatch:
     def counts(self) -> dict[str, int]:
         """This batch's own tokens, rows and pairs: what a sum is divided by where nothing is accumulated."""
         pairs = 0 if self.pair_r is None or not self.pair_r.numel() else int(self.pair_r.max()) + 1
-        return {"tokens": self.n, "rows": len(self.places), "pairs": pairs}
+        return {"tokens": self.n, "rows": self.rows, "pairs": pairs}
+
+    @property
+    def rows(self) -> int:
+        """Rows in the batch, 0 where it does not say."""
+        return len(self.places) if self.pair_r is None else int(self.pair_r.shape[0])
 
     def select(self, hidden: Tensor) -> Tensor:
         """The hidden states [n, d] of the kept tokens, from the student's [batch, time, d].

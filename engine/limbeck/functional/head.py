@@ -87,7 +87,9 @@ class Head:
         error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
         if not error <= torch.finfo(theirs.dtype).eps ** 0.5:  # 3e-4 in fp32, 0.09 in bf16
             hint = "this family transforms its logits in a way that Limbeck does not know; please report it"
-            text = f"the logits computed from the last hidden states differ from the model's own by {error:.2g}, relative"
+            text = (
+                f"the logits computed from the last hidden states differ from the model's own by {error:.2g}, relative"
+            )
             problem = Problem(text, field=type(model).__name__, hint=hint)
             raise LimbeckError(Reason.SELF_CHECK_FAILED, problems=[problem])
         return head

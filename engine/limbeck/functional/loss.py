@@ -19,7 +19,7 @@ from limbeck.functional.batch import SignalBatch
 from limbeck.functional.features import feature_values
 from limbeck.functional.head import Head
 from limbeck.functional.output import LossOutput
-from limbeck.functional.projection import CHUNK_BYTES, Projection
+from limbeck.functional.projection import CHUNK_BYTES, Projection, compute_dtype
 from limbeck.functional.sequences import sequence_gradients
 from limbeck.functional.softmax import Reduced, Whole
 from limbeck.functional.terms import Source, Term, Values, source, with_tail
@@ -70,7 +70,9 @@ def _factor(term: Term, values: Values, counts: Mapping[str, float]) -> float:
 
 
 @dataclass
-class _Result:
+class Result:
+    """What one call adds up."""
+
     loss: Tensor
     sums: dict[str, Tensor]
     diagnostics: dict[str, Tensor]
@@ -99,7 +101,7 @@ def _head_terms(
     factors: Mapping[str, float],
     teacher_head: Head | None,
     chunk_bytes: int,
-) -> _Result:
+) -> Result:
     token_terms = [term for term in terms if term.kind == "token"]
     sequence_terms = [term for term in terms if term.kind == "sequence"]
     parameters = [parameter for term in (*token_terms, *sequence_terms) for parameter in term.parameters]
@@ -109,11 +111,16 @@ def _head_terms(
     want_head = (wanted[0], wanted[1], head.bias is not None and wanted[2])
     buffers = 1 + (len(groups) > 1) + 4 * any(group.whole for group in groups)
 
+    compute = compute_dtype(hidden, head)  # asked before autocast is off
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        projection = Projection(hidden, head, want_head, chunk_bytes, buffers)
+        projection = Projection(hidden, head, want_head, chunk_bytes, buffers, compute)
         zero = hidden.new_zeros((), dtype=projection.dtype)
-        result = _Result(zero.clone(), {term.name: zero.clone() for term in terms}, {}, {})
-        result.diagnostics = {"tokens": zero + batch.n, "saturated": zero + batch.saturated}
+        result = Result(
+            loss=zero.clone(),
+            sums={term.name: zero.clone() for term in terms},
+            diagnostics={"tokens": zero + batch.n, "saturated": zero + batch.saturated},
+            not_finite={term.name: torch.zeros_like(batch.labels, dtype=torch.bool) for term in terms},
+        )
         parameter_grads = [torch.zeros_like(parameter, dtype=projection.dtype) for parameter in parameters]
         if sequence_terms:
             label_gradient = sequence_gradients(
@@ -166,10 +173,11 @@ class _Work:
     batch: SignalBatch
     values: Mapping[str, Values]
     factors: Mapping[str, float]
-    result: _Result
+    result: Result
     parameters: Sequence[Tensor]
     parameter_grads: Sequence[Tensor]
     track: bool
+    _diagnosed: str | None = None
 
     def chunk(self, logits: Tensor, rows: slice, groups: Sequence[_Group]) -> Tensor | None:
         """∂L/∂logits [c, v] of one chunk, in the memory of `logits` where it can; None where none is wanted."""
@@ -219,14 +227,51 @@ class _Work:
             labels = self.batch.labels[rows, None]
             logprobs = softmax.support(labels, torch.ones_like(labels, dtype=torch.bool)).on_support[:, 0]
             total = total + (group.label_gradient[rows] * logprobs).sum()
-        else:
-            return total
         return total
 
     def _record(self, term: Term, value_n: Tensor, total: Tensor, rows: slice) -> None:
-        result, squared = self.result, _squared(term, self.values[term.name])
-        result.sums[term.name] += squared * total
-        result.loss += self.factors[term.name] * total
-        if term.name not in result.not_finite:
-            result.not_finite[term.name] = torch.zeros_like(self.batch.labels, dtype=torch.bool)
-        result.not_finite[term.name][rows] = ~value_n.isfinite()
+        self.result.sums[term.name] += _squared(term, self.values[term.name]) * total
+        self.result.loss += self.factors[term.name] * total
+        self.result.not_finite[term.name][rows] = ~value_n.isfinite()
+
+    def _diagnose(
+        self, term: Term, softmax: Reduced | Whole, side: Source, rows: slice, student: Support, teacher: Support
+    ) -> None:
+        """Masses and agreement of the first term that compares distributions."""
+        if self._diagnosed not in (None, term.name):
+            return
+        self._diagnosed = term.name
+        with torch.no_grad():
+            top = side.top(rows, self.values[term.name].temperature, teacher.on_support.dtype)
+            figures = {
+                "teacher_mass": teacher.on_support.exp().sum(),
+                "student_mass": student.on_support.detach().exp().sum(),
+                "top1_agreement": ((top >= 0) & softmax.is_top(top.clamp(min=0))).sum(),
+            }
+        for name, figure in figures.items():
+            self.result.diagnostics[name] = self.result.diagnostics.get(name, 0.0) + figure
+
+
+class _WithGradients(torch.autograd.Function):
+    """The loss, with gradients that are known already: backward gives each times the incoming one, in place.
+
+    It never writes ``.grad``: hooks of DDP, FSDP's reduce-scatter and tied weights see an ordinary gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.grads, ctx.dtypes = grads, [x.dtype for x in inputs]
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of a head loss can be taken once: compute the loss again")
+        grads, ctx.grads = ctx.grads, None
+        wanted = ctx.needs_input_grad[2:]
+        scaled = (
+            grad.mul_(incoming).to(dtype) if want and grad is not None else None
+            for grad, dtype, want in zip(grads, ctx.dtypes, wanted, strict=True)
+        )
+        return (None, None, *scaled)

@@ -33,7 +33,9 @@ class LossOutput:
         """Raise LOSS_NOT_FINITE, naming rows and tokens, where a term is not finite. Waits for the device."""
         check_finite(self.not_finite, batch)
         if not torch.isfinite(self.loss):  # each is finite, their sum is not
-            raise LimbeckError(Reason.LOSS_NOT_FINITE, f"The loss is {float(self.loss)}, though each token's is finite.")
+            raise LimbeckError(
+                Reason.LOSS_NOT_FINITE, f"The loss is {float(self.loss)}, though each token's is finite."
+            )
 
 
 def check_finite(not_finite: Mapping[str, Tensor], batch: SignalBatch) -> None:

@@ -15,13 +15,19 @@ CHUNK_BYTES = 256 * 2**20  # what the buffers that grow with the vocabulary may 
 class Projection:
     """Logits of `hidden` [n, d] by chunks, and the sums of the gradients that are wanted, in fp32 or wider.
 
-    Both are taken as detached. `buffers`: how many [chunk, v] buffers the caller needs.
+    Both are taken as detached. `want`: gradients of hidden states, weight and bias. `buffers`: how many [chunk, v]
+    buffers the caller needs. `compute`: the type of the matrix products.
     """
 
     def __init__(
-        self, hidden: Tensor, head: Head, want: tuple[bool, bool, bool], chunk_bytes: int, buffers: int
+        self,
+        hidden: Tensor,
+        head: Head,
+        want: tuple[bool, bool, bool],
+        chunk_bytes: int,
+        buffers: int,
+        compute: torch.dtype,
     ) -> None:
-        compute = _compute_dtype(hidden, head)
         self.dtype = wide(compute)
         self._hidden = hidden.detach().to(compute)
         self._weight = head.weight.detach().to(compute)
@@ -80,7 +86,7 @@ class Projection:
             self.bias_grad += grad.sum(0)
 
 
-def _compute_dtype(hidden: Tensor, head: Head) -> torch.dtype:
+def compute_dtype(hidden: Tensor, head: Head) -> torch.dtype:
     """What the matrix products run in: autocast's type where it is on, else the weight's; fp16 as fp32.
 
     fp16 would lose gradients that carry a factor 1 / N before a loss scale reaches them.

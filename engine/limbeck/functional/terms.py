@@ -48,9 +48,7 @@ class Term:
     @classmethod
     def of_recipe(cls, bound: BoundLoss, context: LossContext) -> Term:
         """Build a loss of a recipe."""
-        plugin = bound.entry.plugin
-        assert isinstance(plugin, LossPlugin)
-        return cls.of(plugin, bound.config, context, bound.name)
+        return cls.of(bound.plugin, bound.config, context, bound.name)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -119,9 +117,7 @@ class Source:
         return torch.where(valid[:, 0], ids[:, 0], -1)
 
 
-def source(
-    term: Term, temperature: float, batch: SignalBatch, vocab_size: int, teacher_head: Head | None
-) -> Source:
+def source(term: Term, temperature: float, batch: SignalBatch, vocab_size: int, teacher_head: Head | None) -> Source:
     """Where `term` finds its teacher side in the batch. Raises CAPABILITY_MISSING.
 
     A term that needs `top_k` is served the whole vocabulary where only that is there: it is exact.
@@ -137,9 +133,14 @@ def source(
         return Source(min(vocab_size, batch.full.shape[1]), whole=batch.full)
     if primitive in ("top_k", "hidden_states") and -1 in batch.hidden and teacher_head is not None:
         return Source(min(vocab_size, teacher_head.vocab_size), whole=batch.hidden[-1], head=teacher_head)
+    raise no_signal(term, batch)
+
+
+def no_signal(term: Term, batch: SignalBatch) -> LimbeckError:
+    """The error for a batch without the signal that `term` needs."""
     have = [*batch.answers, *(["full"] if batch.full is not None else []), *(["hidden_states"] if batch.hidden else [])]
-    text = f"{term.name} needs the signal {primitive}; the batch has {', '.join(have) or 'none'}"
-    raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
+    text = f"{term.name} needs the signal {term.needs.primitive}; the batch has {', '.join(have) or 'none'}"
+    return LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
 
 
 def with_tail(side: Support, policy: TailPolicy) -> Support:

@@ -112,7 +112,8 @@ class _Axes:
         label = unit + (", log scale" if self.log else "")
         parts.append(
             Markup(
-                '<path class="axis" d="M{l} {b}H{r}"/><text class="label middle" x="{mx}" y="{ly}">optimizer step</text>'
+                '<path class="axis" d="M{l} {b}H{r}"/>'
+                '<text class="label middle" x="{mx}" y="{ly}">optimizer step</text>'
                 '<text class="label middle" transform="translate(13 {my}) rotate(-90)">{label}</text>'
             ).format(
                 l=LEFT, r=right, b=bottom, mx=(LEFT + right) // 2, ly=HEIGHT - 6, my=(TOP + bottom) // 2, label=label

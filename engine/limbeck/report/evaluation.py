@@ -24,7 +24,7 @@ class ModelFigures(Part):
     perplexity: float | None = Field(None, description="exp(cross_entropy).")
     cross_entropy: float | None = Field(None, description="Nats a token, on the held-out completions.")
     forward_kl: float | None = Field(None, description="KL(teacher ‖ model), nats a token.")
-    top1_agreement: float | None = Field(None, description="Fraction of tokens whose likeliest next id is the teacher's.")
+    top1_agreement: float | None = Field(None, description="Fraction of tokens with the teacher's likeliest next id.")
 
 
 class Sample(Part):
@@ -51,4 +51,4 @@ class Evaluation(Part):
     models: dict[Speaker, ModelFigures]
     holdout: Holdout
     samples: list[Sample] = Field(default_factory=list)
-    sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling in force when the samples were written.")
+    sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling in force for the samples.")

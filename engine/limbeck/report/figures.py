@@ -20,19 +20,25 @@ class Report(Part):
     version: Literal[1] = 1
     title: str = Field(description="Name of the run's folder.")
     verdict: Verdict
-    evaluation: Evaluation
+    evaluation: Evaluation | None = Field(description="Null where nothing was evaluated.")
     history: History
     run: dict[str, Any] = Field(description="run.json: id, versions, digests.")
     recipe: dict[str, Any] = Field(description="resolved.yaml: every default filled in.")
     recipe_text: str = Field(description="recipe.yaml as written.")
 
 
+def read_evaluation(run_folder: Path) -> Evaluation | None:
+    """evaluation/evaluation.json of a run, None where it is not there (yet)."""
+    file = run_folder / "evaluation" / "evaluation.json"
+    return Evaluation.model_validate_json(file.read_bytes()) if file.is_file() else None
+
+
 def read_figures(run_folder: Path) -> Report:
     """Gather the figures of a run from its folder; loads no model. Raises LOG_DAMAGED."""
-    evaluation = Evaluation.model_validate_json((run_folder / "evaluation" / "evaluation.json").read_bytes())
+    evaluation = read_evaluation(run_folder)
     return Report(
         title=run_folder.resolve().name,
-        verdict=judge(evaluation.models),
+        verdict=judge(evaluation.models if evaluation else {}),
         evaluation=evaluation,
         history=read_history(run_folder / "events.jsonl"),
         run=json.loads((run_folder / "run.json").read_bytes()),

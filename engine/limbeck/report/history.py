@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from pydantic import Field
@@ -101,7 +102,8 @@ class _Reader:
         elif kind == "rewound":
             self._rewind(event)
         elif kind == "warning":
-            key = (event.warning.reason, event.warning.message)
+            said: Any = event.warning  # type checkers take its class for the built-in Warning
+            key = (said.reason, said.message)
             if key in self._warnings:
                 self._warnings[key].times += 1
             else:

@@ -27,15 +27,23 @@ class Verdict(Part):
     """Does the student beat its twin and the untrained student, and by how much."""
 
     text: str
+    outcome: Outcome = Field(description="`better` or `worse` where all comparisons are, else `mixed` or `unknown`.")
     against: dict[Speaker, Comparison]
 
 
 def judge(models: Mapping[Speaker, ModelFigures]) -> Verdict:
     """Compare the student with each rival that was evaluated."""
-    student = models["student"]
-    rivals = [name for name in RIVALS if name in models]
-    against = {name: _compare(student, models[name]) for name in rivals}
-    return Verdict(text=_sentence(student, {name: models[name] for name in rivals}, against), against=against)
+    student = models.get("student", ModelFigures())
+    rivals = {name: models[name] for name in RIVALS if name in models}
+    against = {name: _compare(student, rival) for name, rival in rivals.items()}
+    return Verdict(text=_sentence(student, rivals, against), outcome=_overall(against), against=against)
+
+
+def _overall(against: Mapping[Speaker, Comparison]) -> Outcome:
+    outcomes = {comparison.outcome for comparison in against.values()}
+    if not outcomes or "unknown" in outcomes:
+        return "unknown"
+    return outcomes.pop() if len(outcomes) == 1 else "mixed"
 
 
 def _compare(student: ModelFigures, rival: ModelFigures) -> Comparison:
@@ -64,19 +72,18 @@ def _finite(*values: float | None) -> tuple[float, float] | None:
 def _sentence(
     student: ModelFigures, rivals: Mapping[Speaker, ModelFigures], against: Mapping[Speaker, Comparison]
 ) -> str:
-    outcomes = [comparison.outcome for comparison in against.values()]
-    if not outcomes or "unknown" in outcomes:
+    overall = _overall(against)
+    if overall == "unknown":
         return "Held-out figures of the student or of its rivals are missing or not finite: there is no verdict."
-    if len(set(outcomes)) == 1:
-        verb = {"better": "beats", "worse": "does not beat", "mixed": "is neither better nor worse than"}[outcomes[0]]
-        join = " or " if outcomes[0] == "worse" else " and "
+    outcomes = {comparison.outcome for comparison in against.values()}
+    if len(outcomes) == 1:
+        verb = {"better": "beats", "worse": "does not beat", "mixed": "is neither better nor worse than"}[overall]
+        join = " or " if overall == "worse" else " and "
         start = f"The student {verb} {join.join(RIVALS[name] for name in rivals)}"
     else:
         verbs = {"better": "beats", "worse": "does not beat", "mixed": "is in part better than"}
         start = "The student " + " but ".join(f"{verbs[against[name].outcome]} {RIVALS[name]}" for name in rivals)
-    kl = ", ".join(
-        f"{short(rival.forward_kl)} ({_change(against[name])}, {name})" for name, rival in rivals.items()
-    )
+    kl = ", ".join(f"{short(rival.forward_kl)} ({_change(against[name])}, {name})" for name, rival in rivals.items())
     top1 = ", ".join(f"{percent(rival.top1_agreement)} ({name})" for name, rival in rivals.items())
     return (
         f"{start}: its held-out KL to the teacher is {short(student.forward_kl)} against {kl}, and its likeliest next "

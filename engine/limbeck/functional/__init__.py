@@ -1,5 +1,6 @@
 """The losses as a library: the head and its closed-form gradient. Needs torch and transformers (`limbeck[train]`)."""
 
+from limbeck.functional.bare import distill_loss, make_terms
 from limbeck.functional.batch import Answer, SignalBatch
 from limbeck.functional.collate import collate
 from limbeck.functional.forward import HeadOutput, install_head, remove_head
@@ -18,7 +19,9 @@ __all__ = [
     "Values",
     "check_finite",
     "collate",
+    "distill_loss",
     "head_loss",
     "install_head",
+    "make_terms",
     "remove_head",
 ]

@@ -23,6 +23,20 @@ class Answer:
     at: Mapping[float, tuple[Tensor, Tensor]]
     counts: Tensor | None = None
 
+    @classmethod
+    @torch.no_grad()
+    def of_logits(cls, logits: Tensor, top_k: int, temperatures: Sequence[float] = (1.0,)) -> Answer:
+        """The `top_k` answer of a teacher's logits [n, v], with tails by logsumexp over the complement."""
+        top = logits.topk(min(top_k, logits.shape[1]), dim=1)
+        ids = top.indices.masked_fill(top.values == -torch.inf, -1)  # an impossible id is no outcome
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        at = {}
+        for temperature in temperatures:
+            logprobs = torch.log_softmax(wide / temperature, dim=1)
+            on_support = logprobs.gather(1, top.indices)
+            at[temperature] = (on_support, logprobs.scatter(1, top.indices, -torch.inf).logsumexp(1))
+        return cls(ids, at)
+
 
 @dataclass(frozen=True)
 class SignalBatch:
@@ -47,6 +61,16 @@ class SignalBatch:
     chosen_r: Tensor | None = None
     places: Sequence[tuple[str, int]] = ()
     saturated: int = 0
+
+    @classmethod
+    def of_labels(cls, labels: Tensor, *, ignore: int = -100, **fields: Any) -> SignalBatch:
+        """From labels int64 [batch, time] as Hugging Face has them: not shifted, `ignore` where nothing is trained.
+
+        `fields`: others of this class, [n, …] in the order of ``labels[:, 1:][labels[:, 1:] != ignore]``.
+        """
+        kept = labels[:, 1:] != ignore
+        batch_n, time_n = kept.nonzero(as_tuple=True)
+        return cls(labels[:, 1:][kept], batch_n=batch_n, time_n=time_n, **fields)
 
     @property
     def n(self) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor
 from limbeck.data.sequence import TokenSequence
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.functional.batch import Answer, SignalBatch
-from limbeck.signals import Samples, Signal, TokenLogprobs
+from limbeck.signals import Samples, Signal, TokenLogprobs, TopK
+from limbeck.signals.topk import SATURATED
 
 Rows = npt.NDArray[np.int64]
 
@@ -44,16 +45,7 @@ def collate(
     saturated = 0
     tops = _all(sequences, signals, "top_k")
     if tops:
-        width = min([top.ids.shape[1] for top in tops] + ([top_k] if top_k else []))
-        cuts = [{t: top.at(t, width) for t in temperatures} for top in tops]
-        at = {
-            t: (_float([c[t][1][r] for c, r in zip(cuts, covered, strict=True)]),
-                _float([c[t][2][r] for c, r in zip(cuts, covered, strict=True)]))
-            for t in temperatures
-        }  # fmt: skip
-        ids = [top.ids[rows, :width] for top, rows in zip(tops, covered, strict=True)]
-        answers["top_k"] = Answer(torch.from_numpy(_joined(ids, np.int64)), at)
-        saturated = sum(int((top.u[rows, :width] == 65535).sum()) for top, rows in zip(tops, covered, strict=True))
+        answers["top_k"], saturated = _top_k(tops, covered, temperatures, top_k)
     labels = torch.from_numpy(_joined([s.ids[rows + 1] for s, rows in zip(sequences, kept, strict=True)], np.int64))
     targets = _all(sequences, signals, "target")
     if targets:
@@ -84,6 +76,27 @@ def collate(
         places=tuple((sequence.source, sequence.line) for sequence in sequences),
         saturated=saturated,
     )
+
+
+def _top_k(
+    tops: Sequence[TopK], covered: Sequence[Rows], temperatures: Sequence[float], top_k: int | None
+) -> tuple[Answer, int]:
+    """The decoded answer and its count of saturated entries.
+
+    Of a saturated entry nothing is known but that it is −79.998 or less, −inf included: it is left to the student's
+    and the teacher's tail (id −1), so that an id impossible for both sides never makes a loss infinite.
+    """
+    width = min([top.k for top in tops] + ([top_k] if top_k else []))
+    taken = [top.take(rows) for top, rows in zip(tops, covered, strict=True)]
+    codes = torch.from_numpy(_joined([top.u[:, :width] for top in taken], np.int64))
+    saturated = codes == SATURATED
+    ids = torch.from_numpy(_joined([top.ids[:, :width] for top in taken], np.int64)).masked_fill(saturated, -1)
+    at = {}
+    for temperature in temperatures:
+        decoded = [top.at(temperature, width) for top in taken]
+        on_support = _float([logprobs for _, logprobs, _ in decoded]).masked_fill(saturated, -torch.inf)
+        at[temperature] = (on_support, _float([tail for _, _, tail in decoded]))
+    return Answer(ids, at), int(saturated.sum())
 
 
 def _inputs(sequences: Sequence[TokenSequence], pad_id: int) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ class Result:
 
 @dataclass
 class _Group:
-    """The token terms at one temperature, and the gradient that sequence losses ask of the labels' log-probabilities."""
+    """The token terms at one temperature, and what sequence losses ask: a gradient of the labels' log-probabilities."""
 
     temperature: float
     terms: list[tuple[Term, Source]]
@@ -139,7 +139,7 @@ def _head_terms(
         grads = [projection.hidden_grad, projection.weight_grad]
         grads += [projection.bias_grad] if head.bias is not None else []
         grads += parameter_grads
-        result.loss = _WithGradients.apply(result.loss, grads, *inputs)
+        result.loss = _WithGradients.apply(result.loss, grads, *inputs)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -264,7 +264,7 @@ class _WithGradients(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the gradients of a head loss can be taken once: compute the loss again")

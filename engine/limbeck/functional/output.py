@@ -56,7 +56,7 @@ def _problems(name: str, bad: Tensor, batch: SignalBatch) -> list[Problem]:
         return [Problem(f"not finite at {len(tokens)} kept tokens: {shown}", field=f"losses.{name}", hint=hint)]
     problems = []
     rows = batch.row_n[tokens]
-    for row in rows.unique().tolist()[:_NAMED]:
+    for row in sorted(set(rows.tolist()))[:_NAMED]:
         mine = tokens[rows == row]
         time = batch.time_n[mine] if batch.time_n is not None else mine
         shown = ", ".join(str(position) for position in time[:_NAMED].tolist())

@@ -109,7 +109,8 @@ def _check_pairs(term: Term, pair_r: Tensor, chosen_r: Tensor, batch: SignalBatc
 
 def _marks(term: Term, bad: Tensor, batch: SignalBatch) -> Tensor:
     """Values per row or pair that are not finite, as marks on the tokens of those rows."""
-    assert batch.row_n is not None and batch.pair_r is not None
+    assert batch.row_n is not None
+    assert batch.pair_r is not None
     by_pair = term.needs.normaliser == "pairs"
     bad_r = (bad[batch.pair_r.clamp(min=0)] & (batch.pair_r >= 0)) if by_pair and len(bad) else bad
     return bad_r[batch.row_n] if len(bad_r) else torch.zeros_like(batch.labels, dtype=torch.bool)

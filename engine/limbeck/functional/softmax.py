@@ -36,7 +36,7 @@ class Reduced:
         self._log_q = torch.log_softmax(self.leaf, dim=1)
 
     def support(self, ids: Tensor, valid: Tensor) -> Support:
-        """Log-probabilities of `ids` [n, k], all of which were given before, and of all others; −inf where not valid."""
+        """Log-probabilities of `ids` [n, k], all of them given before, and of all others; −inf where not valid."""
         places = torch.searchsorted(self._ids, ids)
         return _split(self._log_q, places, valid)
 

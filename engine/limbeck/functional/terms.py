@@ -150,7 +150,8 @@ def with_tail(side: Support, policy: TailPolicy) -> Support:
     none = torch.full_like(side.tail, NEVER)
     if policy == "drop":
         return Support(side.on_support, none, side.counts)
-    return Support(side.on_support - logsumexp(side.on_support)[:, None], none, side.counts)
+    total = logsumexp(side.on_support)[:, None]
+    return Support(side.on_support - total.masked_fill(total == NEVER, 0.0), none, side.counts)
 
 
 def _no_temperature(temperature: float, known: list[float]) -> LimbeckError:

@@ -21,9 +21,9 @@ DTYPES = {"ids_low": "<u2", "ids_high": "u1", "logprobs": "<u2", "tails": "<f4",
 class SignalHeader:
     """What every row of a store or stream shares. Digests are of contents (sha256 hex).
 
-    `k` ids of a vocabulary of `vocab_size` with tails at `temperatures` (ascending); k = 0 for none, then without
-    temperatures. `target`: the actual next token's log-probability is there. `tail_exact`: tails are sums over the
-    complement, not 1 − Σ. Raises SIGNAL_INVALID where the values cannot be.
+    `k` ids of a vocabulary of `vocab_size` with tails at `temperatures` (ascending); k = 0 for none. `target`: the
+    actual next token's log-probability is there. `tail_exact`: tails are sums over the complement, not 1 − Σ. Raises
+    SIGNAL_INVALID where the values cannot be.
     """
 
     vocab_size: int
@@ -49,8 +49,8 @@ class SignalHeader:
         good = all(0 < t < math.inf for t in self.temperatures)
         if not good or sorted(set(self.temperatures)) != list(self.temperatures):
             wrong.append(f"temperatures are {list(self.temperatures)}; they must be positive, distinct and ascending")
-        if bool(self.temperatures) != (self.k > 0):
-            wrong.append(f"{len(self.temperatures)} temperatures for k = {self.k}; there are some exactly where k > 0")
+        if self.k and not self.temperatures:
+            wrong.append(f"there is no temperature for k = {self.k}; at least one is needed")
         if self.k == 0 and not self.target:
             wrong.append("neither ids (k) nor target is there: nothing would be stored")
         if wrong:
@@ -79,13 +79,13 @@ class SignalHeader:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SignalHeader:
         """Read :meth:`to_json`'s value. Raises SIGNAL_INVALID for another codec, or for what is not a header."""
-        named = {field.name: value.get(field.name) for field in dataclasses.fields(cls)}
+        named: dict[str, Any] = {field.name: value.get(field.name) for field in dataclasses.fields(cls)}
         if (named["codec"], named["version"]) != (CODEC, VERSION):
-            named = {"codec": str(named["codec"]), "version": named["version"]}
             message = f"codec {named['codec']!r} version {named['version']} is not known; {CODEC!r} {VERSION} is"
             raise LimbeckError(Reason.SIGNAL_INVALID, problems=[Problem(message, field="header.codec")])
         try:
-            return cls(**named | {"temperatures": tuple(map(float, value["temperatures"]))})
+            named["temperatures"] = tuple(map(float, value["temperatures"]))
+            return cls(**named)
         except (TypeError, KeyError, ValueError) as error:
             problem = Problem(f"not a header of signals: {error}", field="header")
             raise LimbeckError(Reason.SIGNAL_INVALID, problems=[problem]) from error

@@ -132,12 +132,8 @@ class SignalWriter:
         self._journal = self._open_journal()
         self._listed = _listed(line for _, line in read_json_lines(self._journal.path))
         self._mend()
-        self._done = {index for shard in self._listed.values() for index in shard.indexes}
-
-    @property
-    def done(self) -> set[int]:
-        """Indexes of the sequences that were added, in this attempt or an earlier one."""
-        return self._done | self._pending.keys()
+        # indexes of the sequences that were added, in this attempt or an earlier one
+        self.done: set[int] = {index for shard in self._listed.values() for index in shard.indexes}
 
     def add(self, sequence: TokenSequence, signal: Signal) -> None:
         """Keep a sequence's signal for the next shard. Raises SIGNAL_INVALID where it does not fit the sequence."""
@@ -145,7 +141,7 @@ class SignalWriter:
             wanted = f"rows {sequence.first_row} to {sequence.first_row + sequence.n - 1}"
             got = f"{signal.first_row} to {signal.first_row + signal.n - 1}"
             raise _mismatch(sequence, f"needs a signal of {wanted}; the teacher's covers {got}")
-        if sequence.index in self._done or sequence.index in self._pending:
+        if sequence.index in self.done:
             raise _mismatch(sequence, "has a signal already")
         try:
             packed = encode(signal, self.header)
@@ -153,6 +149,7 @@ class SignalWriter:
             raise _mismatch(sequence, f"has a signal that cannot be stored: {error.problems[0].message}") from error
         self._pending[sequence.index] = Entry(sequence.index, len(sequence.ids), ids_digest(sequence.ids), packed)
         self._pending_bytes += sum(map(len, packed.fields.values()))
+        self.done.add(sequence.index)
         if self._pending_bytes >= self._shard_bytes:
             self.commit()
 
@@ -239,8 +236,6 @@ class SignalWriter:
         line = {"shard": shard.name, "bytes": shard.size, "sha256": shard.sha256, "sequences": _spans(shard.indexes)}
         self._journal.append(line)
         self._listed[shard.name] = shard
-        if hasattr(self, "_done"):
-            self._done.update(shard.indexes)
 
     def _set_aside(self, path: Path, message: str) -> None:
         self.repaired.append(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,25 +144,26 @@ def _check(ids: npt.NDArray[np.integer], logprobs: Floats, tails: Floats, temper
         raise LimbeckError(Reason.SIGNAL_INVALID, problems=[Problem(message)])
     problems = [
         *_rows(np.isnan(logprobs).any(axis=1), "a log-probability is NaN"),
-        *_rows((logprobs > LIMIT).any(axis=1), "a log-probability is above 0", logprobs),
+        *_rows((logprobs > LIMIT).any(axis=1), "a log-probability is above 0", logprobs.max(axis=1, initial=-np.inf)),
         *_rows(np.isnan(tails).any(axis=1), "a tail is NaN"),
-        *_rows((tails > LIMIT).any(axis=1), "a tail is above 0", tails),
-        *_rows((ids < 0).any(axis=1), "an id is below 0", ids),
+        *_rows((tails > LIMIT).any(axis=1), "a tail is above 0", tails.max(axis=1, initial=-np.inf)),
+        *_rows((ids < 0).any(axis=1), "an id is below 0", ids.min(axis=1, initial=0)),
         *_rows((np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1), "an id comes twice"),
     ]
     if not problems and 1.0 in temperatures:
         tail = tails[:, temperatures.index(1.0)].astype(np.float64)
         total = np.exp(logsumexp(logprobs.astype(np.float64))) + np.exp(tail)
-        problems = _rows(np.abs(total - 1.0) > SUM_LIMIT, "ids and tail do not sum to 1", total[:, None])
+        problems = _rows(np.abs(total - 1.0) > SUM_LIMIT, "ids and tail do not sum to 1", total)
     if problems:
         raise LimbeckError(Reason.SIGNAL_INVALID, problems=problems)
 
 
-def _rows(bad: npt.NDArray[np.bool_], message: str, values: npt.NDArray[np.generic] | None = None) -> list[Problem]:
+def _rows(bad: Any, message: str, worst: Any = None) -> list[Problem]:
+    """One problem for the rows where `bad` [n] holds; `worst` [n] is the value to tell of the first one."""
     rows = np.flatnonzero(bad)
     if not len(rows):
         return []
-    value = "" if values is None else f" ({values[rows[0]].max() if 'below' not in message else values[rows[0]].min()})"
+    value = "" if worst is None else f" ({worst[rows[0]]:.6g})"
     return [Problem(f"{message}{value} in row {rows[0]} ({len(rows)} of {len(bad)} rows have it)")]
 
 

@@ -6,16 +6,18 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.files import digest, write_json
-from limbeck.recipe import Recipe
 from limbeck.runs.contents import Contents
+from limbeck.runs.desk import TeacherDesk
 from limbeck.runs.events import EventLog
-from limbeck.runs.folder import RunFolder
 from limbeck.v1.event_pb2 import Progress, StageFinished, StageStarted
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
 
 PROGRESS_SECONDS = 1.0
 Figures = dict[str, float]
@@ -31,18 +33,18 @@ class Interrupted(Exception):
 
 @dataclass
 class Run:
-    """What every stage is given: the recipe, digests of what it reads, the folder, the history, the stop signal."""
+    """What every stage is given: the recipe, digests of what it reads, the folder, the history, the stop signal.
+
+    `desk` holds the teacher between stages. `allow_changed`: training goes on from a checkpoint of another recipe.
+    """
 
     recipe: Recipe
     contents: Contents
-    folder: RunFolder
+    path: Path
     log: EventLog
+    desk: TeacherDesk
     stop: Callable[[], str | None] = lambda: None
-
-    @property
-    def path(self) -> Path:
-        """The run's folder."""
-        return self.folder.path
+    allow_changed: bool = False
 
     def check_stop(self) -> None:
         """Raise Interrupted where a signal came: call it where all that was done is on disk."""
@@ -68,18 +70,20 @@ class Run:
 
 
 class Stage(Protocol):
-    """One stage. `outputs` are its folders in the run's; `after` the stages whose output it reads.
+    """One stage. `outputs` are its folders in the run's, `work` what it needs only while it works (checkpoints).
 
-    `inputs` is JSON and holds contents, never paths: output is good exactly as long as these, `version` and the
-    digests of the stages in `after` stay the same. `run` may find its own unfinished output, and goes on from there.
+    `after`: the stages whose output it reads. `inputs` is JSON and holds contents, never paths: output is good exactly
+    as long as these, `version` and the digests of the stages in `after` stay the same. `run` may find its own
+    unfinished output, and goes on from there.
     """
 
     name: str
     version: int
     outputs: tuple[str, ...]
+    work: tuple[str, ...]
     after: tuple[str, ...]
 
-    def inputs(self, run: Run) -> Mapping[str, Any]: ...
+    def inputs(self, contents: Contents) -> Mapping[str, Any]: ...
 
     def run(self, run: Run) -> Figures: ...
 
@@ -106,54 +110,82 @@ class Record:
         """Figures of the stage."""
         return dict(self.content.get("figures", {}))
 
+    @property
+    def after(self) -> dict[str, str]:
+        """Digests of the stages that it read."""
+        return dict(self.content.get("inputs", {}).get("after", {}))
+
     def write(self, key: str, inputs: Mapping[str, Any], *, figures: Figures | None = None) -> None:
         """Say that the output is being made, or, with `figures`, that it is whole."""
-        self.content = {
-            "digest": key,
-            "complete": figures is not None,
-            "figures": figures or {},
-            "inputs": inputs,
-        }
+        self.content = {"digest": key, "complete": figures is not None, "figures": figures or {}, "inputs": inputs}
         write_json(self.file, self.content)
 
 
-def execute(run: Run, stages: Sequence[Stage]) -> None:
-    """Run the stages in order, each only where its output is not there already."""
-    digests: dict[str, str] = {}
+@dataclass(frozen=True)
+class Step:
+    """A stage of a run, with the digest of what it is to be made from and what is there already."""
+
+    stage: Stage
+    key: str
+    inputs: Mapping[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
+    there: tuple[str, ...]
+    done: bool
+
+
+def plan(folder: Path, stages: Sequence[Stage], contents: Contents) -> list[Step]:
+    """What there is to do in `folder`. Reads only, and imports nothing heavy."""
+    keys: dict[str, str] = {}
+    steps = []
     for stage in stages:
+        after = {name: keys[name] for name in stage.after if name in keys}
+        inputs = {"stage": stage.name, "version": stage.version, "after": after, **stage.inputs(contents)}
+        key = keys[stage.name] = digest(inputs)
+        record = Record(folder, stage.name)
+        there = tuple(name for name in (*stage.outputs, *stage.work) if (folder / name).exists())
+        done = record.complete and record.digest == key and set(stage.outputs) <= set(there)
+        steps.append(Step(stage, key, inputs, record, there, done))
+    return steps
+
+
+def execute(run: Run, steps: Sequence[Step]) -> None:
+    """Run the stages in order, each only where its output is not there already."""
+    for step in steps:
         run.check_stop()
-        run.log.begin_stage(stage.name)
-        before = {name: digests[name] for name in stage.after if name in digests}
-        inputs = {"stage": stage.name, "version": stage.version, "after": before, **stage.inputs(run)}
-        key = digests[stage.name] = digest(inputs)
-        record = Record(run.path, stage.name)
-        there = [name for name in stage.outputs if (run.path / name).exists()]
-        if record.complete and record.digest == key and len(there) == len(stage.outputs):
-            run.log.emit(StageFinished(digest=key, skipped=True, figures=record.figures))
+        run.log.begin_stage(step.stage.name)
+        if step.done:
+            run.log.emit(StageFinished(digest=step.key, skipped=True, figures=step.record.figures))
             continue
-        if there and record.digest != key:
-            _set_aside(run, stage, record)
+        if step.there and step.record.digest != step.key and not _goes_on(run, step):
+            _set_aside(run, step)
         start = time.monotonic()
-        record.write(key, inputs)
-        figures = stage.run(run)
-        record.write(key, inputs, figures=figures)
-        run.log.emit(StageFinished(digest=key, seconds=time.monotonic() - start, figures=figures))
+        step.record.write(step.key, step.inputs)
+        figures = step.stage.run(run)
+        step.record.write(step.key, step.inputs, figures=figures)
+        seconds = time.monotonic() - start
+        run.log.emit(StageFinished(digest=step.key, seconds=seconds, figures=figures))
     run.log.begin_stage("")
 
 
-def _set_aside(run: Run, stage: Stage, record: Record) -> None:
+def _goes_on(run: Run, step: Step) -> bool:
+    """Whether unfinished training goes on under a changed recipe: only where that was allowed, on the same rows."""
+    return run.allow_changed and bool(step.stage.work) and step.record.after == step.inputs["after"]
+
+
+def _set_aside(run: Run, step: Step) -> None:
     """Move the output of other inputs to former/, so that nothing is lost; a second call finishes a first one."""
-    name = f"{stage.name}-{(record.digest or 'unknown')[:8]}"
+    names = (*step.stage.outputs, *step.stage.work)
+    name = f"{step.stage.name}-{(step.record.digest or 'unknown')[:8]}"
     target = run.path / "former" / name
     count = 1
-    while any((target / output).exists() and (run.path / output).exists() for output in stage.outputs):
+    while any((target / output).exists() and (run.path / output).exists() for output in names):
         count += 1
         target = run.path / "former" / f"{name}-{count}"
-    for output in stage.outputs:
+    for output in names:
         if (run.path / output).exists():
             (target / output).parent.mkdir(parents=True, exist_ok=True)
             (run.path / output).rename(target / output)
-    if record.content:
-        write_json(target / "stage.json", record.content)
+    if step.record.content:
+        write_json(target / "stage.json", step.record.content)
     message = f"what the stage reads has changed; its former output was kept in {target.relative_to(run.path)}"
     run.log.warn("STAGE_OUTDATED", message)

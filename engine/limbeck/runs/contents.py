@@ -1,0 +1,146 @@
+"""Digests of what a run reads: weights, tokenizers, templates, rows. Of contents, never of paths; light to import."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from limbeck.files import sha256_file
+from limbeck.interfaces import ModelMark, PathMark
+from limbeck.teachers.folder import model_folder, weights_digest
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Bound, Recipe
+
+CONFIG_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class Contents:
+    """What a recipe reads, as digests of contents; each is computed at the first question and then remembered."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._models: dict[Path, dict[str, Any]] = {}
+
+    @cached_property
+    def teacher_folder(self) -> Path | None:
+        """The folder with the teacher's weights; None without a teacher, or where it is no model of this machine."""
+        teacher = self.recipe.teacher
+        if teacher is None:
+            return None
+        names = [name for name, mark in _marks(type(teacher.config)).items() if isinstance(mark, ModelMark)]
+        return model_folder(str(getattr(teacher.config, names[0]))) if names else None
+
+    @cached_property
+    def student_folder(self) -> Path | None:
+        """The folder with the weights that the student starts from; None for one from scratch."""
+        student = self.recipe.student
+        if student.model is not None:
+            return model_folder(student.model)
+        return self.teacher_folder if student.from_ is not None else None
+
+    @cached_property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder with the student's tokenizer: its own, or the teacher's for a student made from nothing."""
+        if self.recipe.student.tokenizer is not None:
+            return model_folder(self.recipe.student.tokenizer)
+        return self.student_folder or self.teacher_folder
+
+    @cached_property
+    def teacher(self) -> dict[str, Any] | None:
+        """The teacher's identity: its plugin, its config with contents in the place of paths."""
+        teacher = self.recipe.teacher
+        if teacher is None:
+            return None
+        identity = self.plugin(teacher)
+        if self.teacher_folder is None:
+            info = teacher.make().info()
+            identity["info"] = [info.weights_digest, info.tokenizer_digest, info.template_digest, info.vocab_size]
+        return identity
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any]:
+        """The student's tokenizer and the rules of the recipe that bear on it."""
+        data = self.recipe.data
+        template = None if data.chat_template is None else sha256_file(Path(data.chat_template))
+        folder = self.tokenizer_folder
+        files = None if folder is None else self.model(folder)["tokenizer"]
+        return {"files": files, "template": template, "bos": data.bos}
+
+    @cached_property
+    def student(self) -> dict[str, Any]:
+        """What the student is before the first step."""
+        spec = self.recipe.student
+        found = spec.model_dump(mode="json", by_alias=True, exclude={"model", "tokenizer", "config"})
+        if isinstance(spec.config, str):
+            path = Path(spec.config)
+            found["config"] = sha256_file(path / "config.json" if path.is_dir() else path)
+        elif spec.config is not None:
+            found["config"] = dict(spec.config)
+        if self.student_folder is not None:
+            found |= self.model(self.student_folder)
+        return found
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """Digests of the files of `data.path`, in order."""
+        return [sha256_file(path) for path in row_files(self.recipe)]
+
+    def model(self, folder: Path) -> dict[str, Any]:
+        """Digests of a model folder: weights, config, tokenizer."""
+        if folder not in self._models:
+            tokenizer = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
+            skip = (*CONFIG_FILES, "model.safetensors.index.json")
+            self._models[folder] = {
+                "weights": weights_digest(folder) if any(folder.glob("*.safetensors")) else None,
+                "config": {name: sha256_file(folder / name) for name in CONFIG_FILES if (folder / name).is_file()},
+                "tokenizer": {file.name: sha256_file(file) for file in tokenizer if file.name not in skip},
+            }
+        return self._models[folder]
+
+    def plugin(self, bound: Bound) -> dict[str, Any]:
+        """A plugin's name and config, with digests of contents in the place of paths."""
+        return {"plugin": bound.name, "config": self.config(bound.config)}
+
+    def config(self, config: BaseModel) -> dict[str, Any]:
+        """A config as JSON with digests of contents in the place of paths."""
+        found = config.model_dump(mode="json")
+        for name, mark in _marks(type(config)).items():
+            value = getattr(config, name)
+            paths = [value] if isinstance(value, str) else value or []
+            found[name] = [self._content(str(path), mark) for path in paths]
+        return found
+
+    def _content(self, path: str, mark: PathMark | ModelMark) -> Any:
+        if isinstance(mark, ModelMark):
+            return self.model(model_folder(path))
+        place = Path(path)
+        if place.is_dir():
+            return {str(file.relative_to(place)): sha256_file(file) for file in sorted(place.rglob("*")) if file.is_file()}
+        return sha256_file(place) if place.is_file() else None
+
+
+def row_files(recipe: Recipe) -> list[Path]:
+    """The files of `data.path`, in order; none where a generator makes the rows."""
+    path = recipe.data.path
+    return [Path(item) for item in ([path] if isinstance(path, str) else path or [])]
+
+
+def _marks(config: type[BaseModel]) -> Mapping[str, PathMark | ModelMark]:
+    """The fields of `config` that hold paths, each with its mark."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    found = {name: _mark(hints[name]) for name in config.model_fields}
+    return {name: mark for name, mark in found.items() if mark is not None}
+
+
+def _mark(annotation: Any) -> PathMark | ModelMark | None:
+    metadata: Sequence[Any] = getattr(annotation, "__metadata__", ())
+    marks = [item for item in metadata if isinstance(item, PathMark | ModelMark)]
+    inner = (_mark(part) for part in typing.get_args(annotation) if part is not annotation)
+    return next((mark for mark in (*marks, *inner) if mark is not None), None)

@@ -1,0 +1,55 @@
+"""The teacher of a run between its stages: made once, on one event loop, and let go before training needs the memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from limbeck.interfaces import Teacher
+    from limbeck.recipe import Recipe
+
+T = TypeVar("T")
+
+
+class TeacherDesk:
+    """Keeps the recipe's teacher, and the one event loop on which it is asked."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._teacher: Teacher | None = None
+        self._runner: asyncio.Runner | None = None
+        self.checked = False  # whether the self-check has passed with this teacher
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher; its weights are loaded at the first request."""
+        if self._teacher is None:
+            assert self._recipe.teacher is not None, "no stage asks for a teacher that the recipe does not name"
+            self._teacher = self._recipe.teacher.make()
+        return self._teacher
+
+    def ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine that talks to the teacher."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(question)
+
+    def release(self) -> None:
+        """Let the teacher and its memory go; the next request makes it anew."""
+        if self._teacher is not None:
+            self.ask(self._teacher.close())
+        self._teacher, self.checked = None, False
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def __enter__(self) -> TeacherDesk:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,175 @@
+"""Stage label: the teacher's signal of every sequence, into signals/train and signals/holdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.interfaces import ScoreItem, Teacher, Want
+from limbeck.runs.contents import Contents
+from limbeck.runs.prepare import HOLDOUT, TRAIN
+from limbeck.runs.stage import Figures, Run
+
+if TYPE_CHECKING:
+    from limbeck.data import Tokenizer, TokenSequence
+    from limbeck.recipe import Recipe
+    from limbeck.signals import SignalHeader, SignalWriter
+
+ASK_TOKENS = 65_536  # tokens asked for at once: enough for full batches, few enough that a stop is near
+COMMIT_SECONDS = 20.0  # what a kill may cost
+EVALUATION_TOP_K = 64
+
+
+def stored_want(recipe: Recipe) -> Want | None:
+    """What the store of the training rows holds; None where training reads no stored signal."""
+    from limbeck.recipe import wanted
+
+    want = wanted(recipe.losses)
+    if recipe.signals.source != "cached" or not want.primitives():
+        return None
+    return want
+
+
+def holdout_want(recipe: Recipe, capabilities: frozenset[str]) -> Want | None:
+    """What the evaluation needs of the held-out rows: a support at temperature 1 and the target."""
+    from limbeck.recipe import wanted
+
+    if recipe.teacher is None or "top_k" not in capabilities:
+        return None
+    want = wanted(recipe.losses)
+    return Want(top_k=want.top_k or EVALUATION_TOP_K, temperatures=(1.0,), target="target" in capabilities)
+
+
+class Label:
+    """Scores the rows that are not stored yet; commits every few seconds, so that a kill costs no more."""
+
+    name, version = "label", 1
+    outputs: tuple[str, ...] = ("signals",)
+    work: tuple[str, ...] = ()
+    after: tuple[str, ...] = ("prepare",)
+
+    def inputs(self, contents: Contents) -> Mapping[str, Any]:
+        want = stored_want(contents.recipe)
+        return {"teacher": contents.teacher, "want": None if want is None else asdict(want)}
+
+    def run(self, run: Run) -> Figures:
+        from limbeck.data import read_sequences
+
+        tokenizer = load_tokenizer(run.contents)
+        teacher = checked_teacher(run, tokenizer)
+        capabilities = teacher.info().capabilities
+        wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, capabilities)}
+        splits = {split: read_sequences(run.path / split) for split, want in wants.items() if want is not None}
+        tokens = sum(sequence.n for sequences in splits.values() for sequence in sequences)
+        figures: Figures = {"tokens": tokens, "saturated": 0, "bytes": 0}
+        (run.path / "signals").mkdir(exist_ok=True)
+        writers = {split: _writer(run, split, teacher, tokenizer, wants[split]) for split in splits}
+        ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
+        with run.progress("tokens", tokens, ready) as advance:
+            for split, sequences in splits.items():
+                want = wants[split]
+                assert want is not None
+                with writers[split] as writer:
+                    figures["saturated"] += _score(run, teacher, sequences, want, writer, advance)
+        for split in splits:
+            figures["bytes"] += _stored_bytes(folder_of(run.path, split))
+        return figures
+
+
+def folder_of(run_folder: Path, split: str) -> Path:
+    """Where the signals of a split lie."""
+    return run_folder / "signals" / Path(split).stem
+
+
+def load_tokenizer(contents: Contents) -> Tokenizer:
+    """The tokenizer that teacher and student share, by the rules of the recipe."""
+    from limbeck.data import Tokenizer
+
+    folder, data = contents.tokenizer_folder, contents.recipe.data
+    assert folder is not None, "the preflight sees to it that there is a tokenizer"
+    template = None if data.chat_template is None else Path(data.chat_template)
+    return Tokenizer.load(folder, bos=data.bos, chat_template=template)
+
+
+def checked_teacher(run: Run, tokenizer: Tokenizer) -> Teacher:
+    """The run's teacher, after its self-check: a shift by one must not go unseen."""
+    from limbeck.teachers.selfcheck import self_check
+
+    if not run.desk.checked:
+        run.desk.ask(self_check(run.desk.teacher, tokenizer))
+        run.desk.checked = True
+    return run.desk.teacher
+
+
+def _writer(run: Run, split: str, teacher: Teacher, tokenizer: Tokenizer, want: Want | None) -> SignalWriter:
+    from limbeck.signals import SignalWriter
+
+    assert want is not None
+    return SignalWriter(folder_of(run.path, split), _header(teacher, tokenizer, want))
+
+
+def _header(teacher: Teacher, tokenizer: Tokenizer, want: Want) -> SignalHeader:
+    from limbeck.signals import SignalHeader
+
+    info = teacher.info()
+    return SignalHeader(
+        vocab_size=info.vocab_size,
+        k=want.top_k,
+        temperatures=want.temperatures,
+        target=want.target,
+        tokenizer_digest=tokenizer.digest,
+        template_digest=tokenizer.template_digest,
+        weights_digest=info.weights_digest,
+        teacher=info.name,
+        tail_exact=info.tail_exact,
+    )
+
+
+def _score(
+    run: Run, teacher: Teacher, sequences: Sequence[TokenSequence], want: Want, writer: SignalWriter, advance: Any
+) -> int:
+    """Ask for what is not stored yet. Returns how many entries hit the limit of their code."""
+    saturated = 0
+
+    async def ask(batch: Sequence[TokenSequence]) -> None:
+        nonlocal saturated
+        by_id = {sequence.index: sequence for sequence in batch}
+        items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in batch]
+        async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
+            async for item_id, signal in answers:
+                writer.add(by_id[item_id], signal)
+                saturated += signal.top_k.saturated if signal.top_k is not None else 0
+                advance(signal.n)
+                if run.stop() is not None:
+                    return
+
+    committed = time.monotonic()
+    for batch in _batches(sequence for sequence in sequences if sequence.index not in writer.done):
+        run.desk.ask(ask(batch))
+        if run.stop() is not None or time.monotonic() - committed >= COMMIT_SECONDS:
+            writer.commit()
+            committed = time.monotonic()
+            run.check_stop()
+    writer.commit()
+    return saturated
+
+
+def _batches(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]:
+    batch: list[TokenSequence] = []
+    tokens = 0
+    for sequence in sequences:
+        batch.append(sequence)
+        tokens += len(sequence.ids)
+        if tokens >= ASK_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,15 +44,36 @@ class PluginRef(BaseModel):
         """Everything but the plugin's name."""
         return dict(self.model_extra or {})
 
+    # Lets pydantic apply a knob's range to "a number or a scheduler": the scheduler's values are checked as they come.
+    def __gt__(self, bound: object) -> bool:
+        return True
+
+    __ge__ = __lt__ = __le__ = __gt__
+
+
+def _resolve_with(name: str, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """A text that `resolve[name]` of the validation's context makes absolute; as written where there is no context."""
+
+    def resolve(value: str, info: ValidationInfo[Any]) -> str:
+        return str(info.context[name](value)) if info.context else value
+
+    return core_schema.with_info_after_validator_function(resolve, handler(source))
+
 
 @dataclass(frozen=True, slots=True)
 class PathMark:
     """Marks a config field as a path of the local disk: relative ones are relative to the recipe."""
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _resolve_with("path", source, handler)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMark:
     """Marks a config field as a model: a local folder (relative to the recipe) where one exists, else a hub id."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _resolve_with("model", source, handler)
 
 
 @dataclass(frozen=True, slots=True)

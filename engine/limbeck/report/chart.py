@@ -108,7 +108,7 @@ class _Axes:
         for step in _ticks(self.x0, self.x1, 5):
             if step == int(step):
                 tick = Markup('<text class="tick middle" x="{}" y="{}">{}</text>')
-                parts.append(tick.format(_px(self.x(step)), bottom + 16, short(step, 6)))
+                parts.append(tick.format(_px(self.x(step)), bottom + 16, f"{step:,.0f}"))
         label = unit + (", log scale" if self.log else "")
         parts.append(
             Markup(

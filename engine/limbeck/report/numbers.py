@@ -24,8 +24,8 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent, one decimal."""
-    return MISSING if value is None else f"{value * 100:.1f} %" if math.isfinite(value) else short(value)
+    """A fraction in percent, one decimal, held together by a no-break space."""
+    return MISSING if value is None else f"{value * 100:.1f}\u00a0%" if math.isfinite(value) else short(value)
 
 
 def count(value: float | None) -> str:

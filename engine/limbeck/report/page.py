@@ -155,7 +155,7 @@ def _chart(report: Report, name: str, ident: str) -> tuple[str, Markup]:
     curves = []
     for stage, css in STAGES.items():
         series = report.history.series.get(stage, {}).get(name)
-        if series is not None:
+        if series is not None and (stage, name) != ("twin", "loss"):  # its sum has other terms: not to be compared
             curves.append(Curve(css, css, [(float(s), v) for s, v in zip(series.steps, series.values, strict=True)]))
     unit = "nats a token" if name.startswith("losses.") else _UNITS.get(name, "value")
     title = name.removeprefix("knobs.")

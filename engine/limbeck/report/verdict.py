@@ -95,4 +95,4 @@ def _change(comparison: Comparison) -> str:
     change = comparison.forward_kl_change
     if change is None:
         return "no ratio"
-    return f"{abs(change) * 100:.0f} % {'lower' if change < 0 else 'higher'}"
+    return f"{abs(change) * 100:.0f}\u00a0% {'lower' if change < 0 else 'higher'}"

@@ -61,6 +61,7 @@ def write_events(path: Path) -> None:
     writer.say(e.StageStarted(total=54, unit="steps"))
     for step in range(1, 41):
         _metrics(writer, step, bump=step > 20)
+    writer.stage = ""
     writer.say(e.RunInterrupted(signal="SIGTERM"))
     writer.attempt, writer.stage = 2, "label"
     writer.say(e.RunStarted(limbeck_version="0.1.0", recipe_digest="d"))

@@ -1,0 +1,106 @@
+"""A run from its recipe to its report: which stages it has, and what becomes of errors and signals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import limbeck
+from limbeck.errors import LimbeckError
+from limbeck.files import disk_errors
+from limbeck.runs.changes import refuse_changes
+from limbeck.runs.contents import Contents
+from limbeck.runs.desk import TeacherDesk
+from limbeck.runs.evaluate import Evaluate
+from limbeck.runs.events import EventLog
+from limbeck.runs.folder import RunFolder, check_folder
+from limbeck.runs.generate import Generate
+from limbeck.runs.label import Label
+from limbeck.runs.prepare import Prepare
+from limbeck.runs.stage import Interrupted, Run, Stage, execute, plan
+from limbeck.runs.train import Train, Twin
+from limbeck.runs.write import Report
+from limbeck.v1.event_pb2 import Event, RunFailed, RunFinished, RunInterrupted, RunStarted
+
+if TYPE_CHECKING:
+    from limbeck.plugins import Registry
+    from limbeck.recipe import Recipe
+
+INTERNAL = "INTERNAL"  # reason of a RunFailed that is a fault of Limbeck's or of a plugin's
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order."""
+    stages: list[Stage] = [Generate()] if recipe.generator is not None else []
+    stages.append(Prepare())
+    if recipe.teacher is not None:
+        stages.append(Label())
+    stages.append(Train())
+    if recipe.evaluation.twin:
+        stages.append(Twin())
+    return [*stages, Evaluate(), Report()]
+
+
+def run_recipe(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    display: Callable[[Event], object] | None = None,
+    stop: Callable[[], str | None] | None = None,
+    resume: bool = False,
+    allow_changed: bool = False,
+) -> Path:
+    """Run what is not done yet; returns the run's folder.
+
+    Everything that can be known before is checked first, all problems at once, with nothing written. `resume` refuses
+    a recipe that is not the folder's, naming each difference, unless `allow_changed`. `stop` gives the name of a signal
+    as soon as one came: what is needed to go on is then saved, and Interrupted raised.
+    """
+    from limbeck.runs.preflight import check
+
+    check_folder(recipe.output)
+    if resume:
+        refuse_changes(recipe, allow_changed=allow_changed)
+    stages, contents = stages_of(recipe), Contents(recipe)
+    if not all(step.done for step in plan(recipe.output, stages, contents)):
+        check(recipe, registry).raise_problems()
+    with (
+        RunFolder(recipe.output) as folder,
+        EventLog(folder.events, folder.run_id, observers=registry.observers, display=display) as log,
+        TeacherDesk(recipe) as desk,
+    ):
+        folder.record(recipe.path, recipe.text, recipe.resolved())
+        log.emit(RunStarted(limbeck_version=limbeck.__version__, recipe_digest=recipe.digest))
+        run = Run(recipe, contents, folder.path, log, desk, stop or (lambda: None), allow_changed)
+        last: Any = None
+        start = time.monotonic()
+        try:
+            with disk_errors(folder.path):
+                execute(run, plan(folder.path, stages, contents))
+            last = RunFinished(seconds=time.monotonic() - start)
+        except Interrupted as interrupted:
+            last = RunInterrupted(signal=interrupted.signal)
+            raise
+        except KeyboardInterrupt:
+            last = RunInterrupted(signal="SIGINT")
+            raise
+        except LimbeckError as error:
+            last = RunFailed(reason=error.reason, message=str(error))
+            raise
+        except BaseException as error:
+            last = RunFailed(reason=INTERNAL, message=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            _finish(log, last)
+    return folder.path
+
+
+def _finish(log: EventLog, last: Any) -> None:
+    """Say how the attempt ended. On a full disk the history ends earlier, and the first error is the one to tell."""
+    try:
+        log.finish(last)
+    except LimbeckError:
+        if isinstance(last, RunFinished):
+            raise

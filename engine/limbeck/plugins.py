@@ -207,7 +207,9 @@ def _check_hook_names(plugin: object, manager: pluggy.PluginManager) -> None:
     """Refuse a misspelt hook, and a hook without its marker: either would be ignored in silence."""
     known = (*HOOKS, OBSERVER_HOOK)
     implemented = {
-        impl.function.__name__ for hook in vars(manager.hook).values() for impl in getattr(hook, "get_hookimpls", list)()
+        impl.function.__name__
+        for hook in vars(manager.hook).values()
+        for impl in getattr(hook, "get_hookimpls", list)()
     }
     for name in dir(plugin):
         value = getattr(plugin, name, None)
@@ -259,7 +261,9 @@ def _check_record(hook: str, record_type: type[Plugin], record: Any) -> None:
     label = f"{wanted} {record.name!r}"
     base = LossConfig if record_type is LossPlugin else Config
     if not (isinstance(record.config, type) and issubclass(record.config, base)):
-        raise ValueError(f"{label}: config must be a subclass of limbeck.interfaces.{base.__name__}, not {record.config!r}")
+        raise ValueError(
+            f"{label}: config must be a subclass of limbeck.interfaces.{base.__name__}, not {record.config!r}"
+        )
     if any((field.alias or name) == "plugin" for name, field in record.config.model_fields.items()):
         raise ValueError(f"{label}: a config cannot have the field `plugin`, which names the plugin in a recipe")
     if not callable(record.factory):

@@ -1,1 +1,24 @@
 """Recipes: schema, loading, errors with their place."""
+
+from limbeck.recipe.bound import Bound, BoundLoss, Bounds
+from limbeck.recipe.load import Recipe, load_recipe
+from limbeck.recipe.paths import PathUse
+from limbeck.recipe.rules import wanted
+from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
+from limbeck.recipe.training import TrainingSpec
+
+__all__ = [
+    "Bound",
+    "BoundLoss",
+    "Bounds",
+    "DataSpec",
+    "EvaluationSpec",
+    "PathUse",
+    "Recipe",
+    "RecipeFile",
+    "SignalsSpec",
+    "StudentSpec",
+    "TrainingSpec",
+    "load_recipe",
+    "wanted",
+]

@@ -12,7 +12,10 @@ PLUGINS = (
         name="cosine", config=RampConfig, factory=Cosine, summary="Half a cosine: flat at start and end, steep between."
     ),
     SchedulerPlugin(
-        name="piecewise", config=PiecewiseConfig, factory=Piecewise, summary="Steps: a value from each given progress on."
+        name="piecewise",
+        config=PiecewiseConfig,
+        factory=Piecewise,
+        summary="Steps: a value from each given progress on.",
     ),
 )
 

@@ -1,0 +1,134 @@
+"""Binds the mappings of a recipe that name plugins: finds the plugin, validates its config, checks its schedules."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from limbeck.errors import LimbeckError, Problem
+from limbeck.interfaces import LossPlugin, Needs, PluginKind
+from limbeck.plugins import Entry, Registry
+from limbeck.recipe.bound import Bound, BoundLoss, Bounds, knob_bounds
+from limbeck.recipe.document import Document, Path_, field_text
+from limbeck.recipe.paths import Resolver
+from limbeck.recipe.problems import problems_of
+
+_LOSS_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_GRID = [step / 100 for step in range(101)]
+
+
+class Binder:
+    """Binds what stands at a place of the document. Problems are gathered; a place with any gives None."""
+
+    def __init__(self, document: Document, registry: Registry) -> None:
+        self._document = document
+        self._registry = registry
+        self.resolver = Resolver(document)
+        self.problems: list[Problem] = []
+
+    def bind(self, kind: PluginKind, at: Path_) -> Bound | None:
+        """A teacher, generator or scheduler."""
+        entry = self._entry(kind, at)
+        config = self._config(entry, at) if entry else None
+        return Bound(entry, config, field_text(at)) if entry and config is not None else None
+
+    def bind_loss(self, at: Path_) -> BoundLoss | None:
+        """A loss, with its schedules."""
+        entry = self._entry("loss", at)
+        if entry is None:
+            return None
+        bounds = knob_bounds(entry.plugin.config)
+        before = len(self.problems)
+        knobs: dict[str, float | Bound] = {}
+        written = self._document.at(at)
+        schedules = [field for field in bounds if isinstance(written.get(field), dict)]
+        for field in schedules:
+            if (scheduler := self.bind("scheduler", (*at, field))) is not None:
+                self._check_schedule(scheduler, bounds[field], (*at, field))
+                knobs[field] = scheduler
+        config = self._config(entry, at, skip=[(*at, field) for field in schedules])
+        if config is None:
+            return None
+        name = config.name or entry.plugin.name
+        if not _LOSS_NAME.fullmatch(name):
+            self._fault((*at, "name"), f"must be letters, digits, _ and -, not {name!r}")
+        for field in bounds.keys() - set(schedules):
+            knobs[field] = float(getattr(config, field))
+        needs = self._needs(entry, config, at)
+        if needs is None or len(self.problems) > before:
+            return None
+        knobs = {field: knobs[field] for field in bounds}
+        return BoundLoss(name, entry, config, needs, field_text(at), knobs, bounds)
+
+    def _fault(self, at: Path_, message: str, hint: str | None = None) -> None:
+        self.problems.append(self._document.problem(at, message, hint))
+
+    def _entry(self, kind: PluginKind, at: Path_) -> Entry | None:
+        written = self._document.at(at)
+        name = written.get("plugin") if isinstance(written, dict) else None
+        if not isinstance(name, str):
+            if isinstance(written, dict) and "plugin" not in written:
+                known = ", ".join(self._registry.names(kind))
+                self._fault((*at, "plugin"), "is missing", f"name a {kind} plugin: {known}")
+            return None  # anything else the schema has refused
+        try:
+            return self._registry.entry(kind, name)
+        except LimbeckError as error:
+            for problem in error.problems:
+                self._fault((*at, "plugin"), problem.message, problem.hint)
+            return None
+
+    def _config(self, entry: Entry, at: Path_, skip: list[Path_] | None = None) -> BaseModel | None:
+        """The validated config. Faults at places of `skip` (schedules, bound apart) are left out."""
+        options = {key: value for key, value in self._document.at(at).items() if key != "plugin"}
+        model = entry.plugin.config
+        try:
+            return model.model_validate(options, context=self.resolver.below(at))
+        except ValidationError as error:
+            self.problems += problems_of(error, self._document, at, model, skip or ())
+        except LimbeckError as error:
+            for problem in error.problems or [Problem(error.message)]:
+                self._fault(at, problem.message, problem.hint)
+        except Exception as error:
+            self._plugin_fault(entry, at, "config", error)
+        return None
+
+    def _needs(self, entry: Entry, config: Any, at: Path_) -> Needs | None:
+        plugin = entry.plugin
+        assert isinstance(plugin, LossPlugin)
+        try:
+            needs = plugin.needs(config)
+            if not isinstance(needs, Needs):
+                raise TypeError(f"needs(config) must return Needs, not {needs!r}")
+        except Exception as error:
+            self._plugin_fault(entry, at, "needs", error)
+            return None
+        return needs
+
+    def _check_schedule(self, scheduler: Bound, bounds: Bounds, at: Path_) -> None:
+        """Every value must be in range: all of a step function's, else those of 101 points from start to end."""
+        try:
+            made = scheduler.make()
+            listed = made.values()
+            values = list(listed) if listed is not None else [made.value(progress, {}) for progress in _GRID]
+            faults = [(value, fault) for value in values if (fault := bounds.fault(float(value)))]
+        except Exception as error:
+            self._plugin_fault(scheduler.entry, at, "schedule", error)
+            return
+        if faults:
+            value, fault = faults[0]
+            self._fault(at, f"every value {fault}, but this schedule gives {float(value):g}")
+
+    def _plugin_fault(self, entry: Entry, at: Path_, what: str, error: Exception) -> None:
+        owner = f"{entry.distribution} {entry.version}"
+        self._fault(at, f"the {what} of {entry.plugin.name!r} ({owner}) raised {type(error).__name__}: {error}")
+
+
+def step_values(knob: float | Bound) -> list[float] | None:
+    """Every value of a knob where these are finitely many, else None."""
+    if not isinstance(knob, Bound):
+        return [knob]
+    values = knob.make().values()
+    return None if values is None else [float(value) for value in values]

@@ -1,0 +1,137 @@
+"""Loads a recipe: reads, validates, binds its plugins, and tells every problem at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from limbeck import files
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.plugins import Registry
+from limbeck.recipe.binding import Binder
+from limbeck.recipe.bound import Bound, BoundLoss, dump
+from limbeck.recipe.document import Document, Path_, read_document
+from limbeck.recipe.paths import PathUse, absolute, missing
+from limbeck.recipe.problems import problems_of
+from limbeck.recipe.rules import cross_check
+from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
+from limbeck.recipe.training import TrainingSpec, why_refused
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe. `path` is the file itself (links followed); every path in it is absolute."""
+
+    path: Path
+    text: str
+    teacher: Bound | None
+    student: StudentSpec
+    data: DataSpec
+    generator: Bound | None
+    losses: tuple[BoundLoss, ...]
+    signals: SignalsSpec
+    training: TrainingSpec
+    evaluation: EvaluationSpec
+    output: Path
+    paths: tuple[PathUse, ...] = field(default=(), repr=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as JSON values with every default and with absolute paths. It is a valid recipe of its own."""
+        student = dump(self.student)
+        if self.student.config is None:
+            del student["seed"]
+        data = dump(self.data)
+        if self.generator:
+            data["generator"] = self.generator.dump()
+        return {
+            **({"teacher": self.teacher.dump()} if self.teacher else {}),
+            "student": student,
+            "data": data,
+            "losses": [loss.dump() for loss in self.losses],
+            "signals": dump(self.signals),
+            "training": dump(self.training),
+            "evaluation": dump(self.evaluation),
+            "output": str(self.output),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the resolved recipe."""
+        return files.digest(self.resolved())
+
+    def missing_paths(self) -> list[Problem]:
+        """A problem for each input of the recipe that is not there, with the path as written and as resolved."""
+        return missing(self.path, self.paths)
+
+
+def load_recipe(path: Path, registry: Registry) -> Recipe:
+    """Load a recipe with the plugins of `registry`.
+
+    Relative paths are relative to the folder of the recipe itself (links are followed). Whether they exist is not
+    asked here: see :meth:`Recipe.missing_paths`. Raises RECIPE_INVALID with every problem, each with its place.
+    """
+    file = Path(path).resolve()
+    document = read_document(file)
+    binder = Binder(document, registry)
+    content = _validate(document, binder)
+    sections = document.value
+    teacher = binder.bind("teacher", ("teacher",)) if isinstance(sections.get("teacher"), dict) else None
+    generator_at: Path_ = ("data", "generator")
+    generator = binder.bind("generator", generator_at) if isinstance(document.at(generator_at), dict) else None
+    written = sections.get("losses") if isinstance(sections.get("losses"), list) else []
+    losses = [
+        binder.bind_loss(("losses", index)) if isinstance(mapping, dict) else None
+        for index, mapping in enumerate(written or [])
+    ]
+    good = tuple(loss for loss in losses if loss is not None)
+    binder.problems += cross_check(document, content, good)
+    problems = sorted([*document.problems, *binder.problems], key=lambda one: (one.line or 0, one.column or 0))
+    if problems or content is None:
+        raise LimbeckError(Reason.RECIPE_INVALID, _summary(file, len(problems)), list(dict.fromkeys(problems)))
+    return Recipe(
+        path=file,
+        text=document.text,
+        teacher=teacher,
+        student=content.student,
+        data=content.data,
+        generator=generator,
+        losses=good,
+        signals=content.signals,
+        training=content.training,
+        evaluation=content.evaluation,
+        output=absolute(file.parent, content.output),
+        paths=tuple(binder.resolver.uses),
+    )
+
+
+def _validate(document: Document, binder: Binder) -> RecipeFile | None:
+    """The fixed part of the recipe, None where it has faults."""
+    try:
+        return RecipeFile.model_validate(document.value, context=binder.resolver.below(()))
+    except ValidationError as error:
+        plugin_problems = ("plugin",)  # a missing `plugin:` is told by the binder, with the names that there are
+        for problem in problems_of(error, document, (), RecipeFile):
+            if (problem.field or "").split(".")[-1] in plugin_problems and problem.message == "is missing":
+                continue
+            binder.problems.append(_with_a_word(problem))
+    return None
+
+
+def _with_a_word(problem: Problem) -> Problem:
+    """Say more about fields that somebody may expect with good reason."""
+    hint = problem.hint
+    section, _, name = (problem.field or "").partition(".")
+    if problem.message == "there is no such field":
+        if section == "teachers" and not name:
+            hint = "several teachers are not supported yet: write teacher: with one"
+        elif section == "training" and (why := why_refused(name)):
+            return Problem(f"is not taken: {why}", problem.file, problem.line, problem.column, problem.field)
+    return Problem(problem.message, problem.file, problem.line, problem.column, problem.field, hint)
+
+
+def _summary(file: Path, count: int) -> str:
+    return f"{file.name} is not a valid recipe: {count} {'problem' if count == 1 else 'problems'}."

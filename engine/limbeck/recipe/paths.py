@@ -1,0 +1,86 @@
+"""Paths of a recipe: relative ones are relative to the folder that the recipe really lies in (links are followed)."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import Problem
+from limbeck.recipe.document import Document, Path_, field_text
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class PathUse:
+    """A path that the recipe names: as written, and what it means here."""
+
+    written: str
+    resolved: Path
+    field: str
+    line: int | None
+    column: int | None
+
+
+class Resolver:
+    """Makes the paths of one recipe absolute, and remembers each with its place."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._folder = document.path.parent
+        self._at: Path_ = ()
+        self._used: set[Path_] = set()
+        self.uses: list[PathUse] = []
+
+    def below(self, at: Path_) -> dict[str, Any]:
+        """The pydantic context for validating what stands at `at`; see the marks in limbeck.interfaces."""
+        self._at = at
+        return {"path": self.path, "model": self.model}
+
+    def path(self, written: str) -> str:
+        """A path of the local disk."""
+        resolved = absolute(self._folder, written)
+        self._note(written, resolved)
+        return str(resolved)
+
+    def model(self, written: str) -> str:
+        """A folder where one exists or only one can be meant, else a hub id as it is."""
+        resolved = absolute(self._folder, written)
+        if _HUB_ID.fullmatch(written) and not resolved.is_dir():
+            return written
+        self._note(written, resolved)
+        return str(resolved)
+
+    def _note(self, written: str, resolved: Path) -> None:
+        places = [at for at in self._document.find(self._at, written) if at not in self._used]
+        at = places[0] if places else self._at
+        mark = self._document.values.get(at)
+        if any(use.field == field_text(at) and use.resolved == resolved for use in self.uses):
+            return  # a union tries the same text in more than one way
+        self._used.add(at)
+        line, column = (mark.line, mark.column) if mark else (None, None)
+        self.uses.append(PathUse(written, resolved, field_text(at), line, column))
+
+
+def absolute(folder: Path, written: str) -> Path:
+    """`written` as an absolute path: `~` is the home folder, `..` goes up as the system would; a last link stays."""
+    path = folder / Path(written).expanduser()
+    if path.name in ("", "..") or written.rstrip("/").endswith("/."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def missing(file: Path, uses: tuple[PathUse, ...]) -> list[Problem]:
+    """One problem for each path that is not there, with the path as written and as resolved."""
+    problems = []
+    for use in uses:
+        if use.resolved.exists():
+            continue
+        what = "a link that leads nowhere" if use.resolved.is_symlink() else "not there"
+        message = f"{use.written!r} is {what}; it means {use.resolved}"
+        hint = "relative paths are relative to the folder of the recipe"
+        problems.append(Problem(message, str(file), use.line, use.column, use.field, hint))
+    return problems

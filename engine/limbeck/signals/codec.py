@@ -56,13 +56,15 @@ def decode(packed: Packed, header: SignalHeader) -> Signal:
     if k:
         ids = np.frombuffer(packed.fields["ids_low"], "<u2").reshape(n, k).astype(np.int32)
         if header.high_bits:
-            rows = np.frombuffer(packed.fields["ids_high"], np.uint8).reshape(n, -1)
+            rows = np.frombuffer(packed.fields["ids_high"], np.uint8).reshape(n, header.row_bytes["ids_high"])
             ids |= unpack_bits(rows, header.high_bits, k).astype(np.int32) << 16
         u = np.frombuffer(packed.fields["logprobs"], "<u2").reshape(n, k)
-        tails = np.frombuffer(packed.fields["tails"], "<f4").reshape(n, -1)
+        tails = np.frombuffer(packed.fields["tails"], "<f4").reshape(n, len(header.temperatures))
         top = TopK(ids, u, tails, header.temperatures)
         if n and int(ids.max()) >= header.vocab_size:
             raise _invalid(f"id {ids.max()} is outside of the vocabulary of {header.vocab_size}")
+        if not (tails <= 0.0).all():
+            raise _invalid("a tail is NaN or above 0")
     target = np.frombuffer(packed.fields["target"], "<f4") if header.target else None
     return Signal(packed.first_row, n, top_k=top, target=target)
 
@@ -89,7 +91,7 @@ def unpack_bits(rows: npt.NDArray[np.uint8], bits: int, k: int) -> npt.NDArray[n
     values = np.empty((n, rows.shape[1], 8 // bits), np.uint8)
     for place in range(8 // bits):
         values[:, :, place] = (rows >> (place * bits)) & (2**bits - 1)
-    return values.reshape(n, -1)[:, :k]
+    return values.reshape(n, rows.shape[1] * (8 // bits))[:, :k]
 
 
 def _fitting(signal: Signal, header: SignalHeader) -> TopK:

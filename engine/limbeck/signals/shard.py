@@ -79,15 +79,17 @@ class Shard:
         return Entry(index, cell("length").as_py(), cell("ids_digest").as_py(), packed)
 
 
-def damage(path: Path, size: int, sha256: str) -> str | None:
-    """What is wrong with a shard file that should have `size` bytes and this checksum; None where it is whole."""
+def damage(path: Path, size: int, sha256: str, indexes: Sequence[int]) -> str | None:
+    """What is wrong with a shard file of which the journal says this; None where it is whole."""
     try:
+        held = path.stat().st_size
+        if held != size:
+            return f"the file holds {held:,} bytes, {size:,} were written"
         with path.open("rb") as file:
-            held = path.stat().st_size
-            if held != size:
-                return f"the file holds {held:,} bytes, {size:,} were written"
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return "the checksum differs: bytes were changed or lost"
+        if Shard(path).indexes.tolist() != list(indexes):
+            return "the journal names other sequences than the file holds"
     except FileNotFoundError:
         return "the file is missing"
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 32 << 20
 OPEN_SHARDS = 64  # mapped at once: each holds a file descriptor
+HEADER = "header.json"
+JOURNAL = "journal.jsonl"
+_ANEW = "label again: the journal is made anew from the shards"
 _AGAIN = "label again: the file is set aside, and only these sequences are captured again"
 
 
@@ -39,6 +42,10 @@ class Listed:
     size: int
     sha256: str
     indexes: tuple[int, ...]
+
+    def damage(self, folder: Path) -> str | None:
+        """What is wrong with the file, None where it is whole."""
+        return damage(folder / self.name, self.size, self.sha256, self.indexes)
 
     def problem(self, folder: Path, what: str) -> Problem:
         """The fault of this shard as a user reads it."""
@@ -93,7 +100,7 @@ class SignalStore:
 
     def verify(self) -> list[Problem]:
         """Read every shard and compare its checksum. One problem for each that is damaged, naming its sequences."""
-        found = ((shard, damage(self.folder / shard.name, shard.size, shard.sha256)) for shard in self.shards.values())
+        found = ((shard, shard.damage(self.folder)) for shard in self.shards.values())
         return [shard.problem(self.folder, what) for shard, what in found if what is not None]
 
     def _shard(self, listed: Listed) -> Shard:
@@ -102,7 +109,7 @@ class SignalStore:
             return self._open[listed.name]
         path = self.folder / listed.name
         if listed.name not in self._tested:
-            what = damage(path, listed.size, listed.sha256)
+            what = listed.damage(self.folder)
             if what is not None:
                 raise LimbeckError(Reason.STORE_DAMAGED, problems=[listed.problem(self.folder, what)])
             self._tested.add(listed.name)
@@ -129,8 +136,10 @@ class SignalWriter:
         self._pending_bytes = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         self._begin()
-        self._journal = self._open_journal()
-        self._listed = _listed(line for _, line in read_json_lines(self._journal.path))
+        self._listed = self._read_journal()
+        self._journal = AppendLog(self.folder / JOURNAL)
+        if self._journal.repaired:
+            self.repaired.append(self._journal.repaired)
         self._mend()
         # indexes of the sequences that were added, in this attempt or an earlier one
         self.done: set[int] = {index for shard in self._listed.values() for index in shard.indexes}
@@ -187,8 +196,8 @@ class SignalWriter:
     def _begin(self) -> None:
         for partial in self.folder.glob(".*.partial"):
             partial.unlink()
-        if not (self.folder / "header.json").exists():
-            write_atomic(self.folder / "header.json", json.dumps(self.header.to_json(), indent=2) + "\n")
+        if not (self.folder / HEADER).exists():
+            write_atomic(self.folder / HEADER, json.dumps(self.header.to_json(), indent=2) + "\n")
             return
         there = _read_header(self.folder)
         if there != self.header:
@@ -199,23 +208,17 @@ class SignalWriter:
             ]
             raise LimbeckError(Reason.RESUME_REFUSED, problems=problems)
 
-    def _open_journal(self) -> AppendLog:
-        path = self.folder / "journal.jsonl"
+    def _read_journal(self) -> dict[str, Listed]:
         try:
-            journal = AppendLog(path)
+            return _read_journal(self.folder)
         except LimbeckError as error:
-            if error.reason is not Reason.LOG_DAMAGED:
-                raise
-            self._set_aside(path, f"{path.name} was damaged and is made anew from the shards")
-            journal = AppendLog(path)
-        if journal.repaired:
-            self.repaired.append(journal.repaired)
-        return journal
+            self._set_aside(self.folder / JOURNAL, f"{error.problems[0]}; it was made anew from the shards")
+            return {}
 
     def _mend(self) -> None:
         """Make folder and journal agree: damaged shards leave both, whole shards that were not listed are listed."""
         for shard in list(self._listed.values()):
-            what = damage(self.folder / shard.name, shard.size, shard.sha256)
+            what = shard.damage(self.folder)
             if what is not None:
                 self._set_aside(self.folder / shard.name, str(shard.problem(self.folder, what)))
                 self._journal.append({"dropped": shard.name, "why": what})
@@ -257,7 +260,7 @@ class SignalWriter:
 
 
 def _read_header(folder: Path) -> SignalHeader:
-    path = folder / "header.json"
+    path = folder / HEADER
     hint = "remove the folder and label again: all its signals are captured again"
     try:
         return SignalHeader.from_json(json.loads(path.read_bytes()))
@@ -270,29 +273,23 @@ def _read_header(folder: Path) -> SignalHeader:
 
 
 def _read_journal(folder: Path) -> dict[str, Listed]:
-    try:
-        return _listed(line for _, line in read_json_lines(folder / "journal.jsonl"))
-    except LimbeckError as error:
-        problems = [
-            Problem(
-                problem.message,
-                problem.file,
-                problem.line,
-                hint="label again: the journal is made anew from the shards",
-            )
-            for problem in error.problems
-        ]
-        raise LimbeckError(Reason.STORE_DAMAGED, problems=problems) from error
-
-
-def _listed(lines: Iterable[dict[str, Any]]) -> dict[str, Listed]:
+    """The shards that the journal names, in order. A torn last line is no damage: that shard is found again."""
+    path = folder / JOURNAL
     shards: dict[str, Listed] = {}
-    for line in lines:
-        if "dropped" in line:
-            shards.pop(line["dropped"], None)
-        else:
-            indexes = tuple(i for first, last in line["sequences"] for i in range(first, last + 1))
-            shards[line["shard"]] = Listed(line["shard"], line["bytes"], line["sha256"], indexes)
+    number = 0
+    try:
+        for number, line in read_json_lines(path):  # noqa: B007: told where the line is not understood
+            if "dropped" in line:
+                shards.pop(line["dropped"], None)
+            else:
+                indexes = tuple(i for first, last in line["sequences"] for i in range(first, last + 1))
+                shards[line["shard"]] = Listed(line["shard"], line["bytes"], line["sha256"], indexes)
+    except LimbeckError as error:
+        problems = [Problem(found.message, found.file, found.line, hint=_ANEW) for found in error.problems]
+        raise LimbeckError(Reason.STORE_DAMAGED, problems=problems) from error
+    except (KeyError, TypeError, ValueError) as error:
+        problem = Problem("not a line of the journal of signals", str(path), number, hint=_ANEW)
+        raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem]) from error
     return shards
 
 

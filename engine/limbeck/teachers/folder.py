@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -24,6 +26,8 @@ def model_folder(model: str) -> Path:
     """The local folder of `model`, fetched from the hub where it is not a folder. Raises MODEL_INVALID."""
     if Path(model).is_dir():
         return Path(model)
+    if Path(model).is_absolute() or Path(model).exists() or model.count("/") > 1:
+        raise _invalid(model, "no such folder", "give the path of a folder with config.json and *.safetensors")
     from huggingface_hub import snapshot_download
 
     try:
@@ -31,8 +35,48 @@ def model_folder(model: str) -> Path:
     except Exception as error:  # the hub's client raises its own, requests' and plain OSErrors
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "give the path of a folder with config.json and *.safetensors, or check the hub id and the network"
-        problem = Problem(f"no such folder, and not on the hub: {first_line}", file=model, hint=hint)
-        raise LimbeckError(Reason.MODEL_INVALID, problems=[problem]) from error
+        raise _invalid(model, f"no such folder, and not on the hub: {first_line}", hint) from error
+
+
+def text_config(folder: Path) -> Any:
+    """The transformers config of the language model in `folder`. Raises MODEL_INVALID."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code(), local_files_only=True)
+    except Exception as error:  # a missing or broken config.json, an unknown family, code that is not allowed
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _invalid(
+            str(folder), f"config.json cannot be used: {first_line}", "see that AutoConfig loads it"
+        ) from error
+    return config.get_text_config()
+
+
+def max_length(config: Any) -> int:
+    """Tokens that a model of `config` reads at most; 2²⁰ where the family has no limit."""
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+    return next((int(value) for name in names if (value := getattr(config, name, None))), 2**20)
+
+
+def eos_ids(folder: Path) -> set[int]:
+    """Every id that ends a text: of config.json, of its text part, and of generation_config.json."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise _invalid(str(path), f"not JSON: {error}", "write the file anew with save_pretrained") from error
+        for part in (content, content.get("text_config") or {}):
+            value = part.get("eos_token_id")
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return found
+
+
+def _invalid(file: str, message: str, hint: str) -> LimbeckError:
+    return LimbeckError(Reason.MODEL_INVALID, problems=[Problem(message, file=file, hint=hint)])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -40,8 +84,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         hint = "Limbeck reads safetensors only: load the model with transformers and call save_pretrained"
-        problem = Problem("the folder holds no *.safetensors", file=str(folder), hint=hint)
-        raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
+        raise _invalid(str(folder), "the folder holds no *.safetensors", hint)
     return files
 
 
@@ -58,10 +101,8 @@ def _remembered_sha256(file: Path) -> str:
         return str(json.loads(note.read_text())["sha256"])
     except (OSError, ValueError, KeyError):
         value = sha256_file(file)
-    try:
+    with contextlib.suppress(OSError, LimbeckError):  # a cache that cannot be written only costs time
         write_json(note, {"file": key, "sha256": value})
-    except OSError:
-        pass  # a cache that cannot be written only costs time
     return value
 
 

@@ -13,7 +13,9 @@ from limbeck.interfaces import Prompt, Sampling, ScoreItem, TeacherInfo, Want
 def check_score(info: TeacherInfo, items: Sequence[ScoreItem], want: Want) -> None:
     """Refuse what the teacher cannot answer: CAPABILITY_MISSING for `want`, SCORING_FAILED for the items."""
     _refuse(Reason.CAPABILITY_MISSING, _faults_of_want(info, want))
-    _refuse(Reason.SCORING_FAILED, [*_repeated(items), *(p for item in items for p in _faults_of_item(info, item, want))])
+    _refuse(
+        Reason.SCORING_FAILED, [*_repeated(items), *(p for item in items for p in _faults_of_item(info, item, want))]
+    )
 
 
 def check_prompts(info: TeacherInfo, prompts: Sequence[Prompt], sampling: Sampling) -> None:
@@ -66,7 +68,11 @@ def _faults_of_want(info: TeacherInfo, want: Want) -> list[Problem]:
 
 def _repeated(items: Sequence[ScoreItem] | Sequence[Prompt]) -> Iterator[Problem]:
     counts = Counter(item.item_id for item in items)
-    return (Problem(f"item_id {name} is given {count} times", field=f"item {name}") for name, count in counts.items() if count > 1)
+    return (
+        Problem(f"item_id {name} is given {count} times", field=f"item {name}")
+        for name, count in counts.items()
+        if count > 1
+    )
 
 
 def _faults_of_ids(info: TeacherInfo, item: ScoreItem | Prompt, more: int = 0) -> Iterator[Problem]:
@@ -113,7 +119,7 @@ def _faults_of_token_ids(info: TeacherInfo, item: ScoreItem) -> Iterator[Problem
         or (offsets[1:] < offsets[:-1]).any()
     ):
         yield Problem(f"offsets do not cut {asked.size} token_ids in {item.n} rows", field=field)
-    if asked.size and not (0 <= int(asked.min()) and int(asked.max()) < info.vocab_size):
+    if asked.size and not (int(asked.min()) >= 0 and int(asked.max()) < info.vocab_size):
         yield Problem(f"token_ids leave the vocabulary of {info.vocab_size:,}", field=field)
 
 

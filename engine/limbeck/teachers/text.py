@@ -1,0 +1,62 @@
+"""A teacher and its tokenizer as generators see them: text in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from limbeck.errors import LimbeckError, Problem
+from limbeck.interfaces import Prompt, Sampling, Teacher
+
+if TYPE_CHECKING:
+    from limbeck.data import Tokenizer
+
+
+class TeacherText:
+    """Implements :class:`limbeck.interfaces.TextModel`.
+
+    `lineage` says which teacher writes, by digests of contents, for the rows that come of it.
+    """
+
+    def __init__(self, teacher: Teacher, tokenizer: Tokenizer) -> None:
+        self._teacher, self._tokenizer = teacher, tokenizer
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The teacher's name and digests, JSON."""
+        info = self._teacher.info()
+        return {
+            "name": info.name,
+            "weights_digest": info.weights_digest,
+            "tokenizer_digest": self._tokenizer.digest,
+            "template_digest": self._tokenizer.template_digest,
+        }
+
+    async def complete(
+        self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
+    ) -> AsyncIterator[tuple[int, str, Literal["stop", "length"]]]:
+        """(place in `prompts`, text, finish_reason) as they are ready. Prompt i is drawn as item `first_id` + i.
+
+        Raises DATA_INVALID for a prompt that cannot be rendered, and what the teacher raises.
+        """
+        asked = self._encoded(prompts, first_id)
+        async with aclosing(self._teacher.generate(asked, sampling)) as completions:  # type: ignore[type-var]
+            async for completion in completions:
+                text = self._tokenizer.decode(completion.ids)
+                yield completion.item_id - first_id, text, completion.finish_reason
+
+    def _encoded(self, prompts: Sequence[str | list[dict[str, Any]]], first_id: int) -> list[Prompt]:
+        asked: list[Prompt] = []
+        problems: list[Problem] = []
+        reason = None
+        for item_id, prompt in enumerate(prompts, first_id):
+            try:
+                asked.append(Prompt(item_id, self._tokenizer.encode_prompt(prompt)))
+            except LimbeckError as error:
+                reason = error.reason
+                problems += [replace(problem, field=f"item {item_id}") for problem in error.problems]
+        if reason is not None:
+            raise LimbeckError(reason, problems=problems)
+        return asked

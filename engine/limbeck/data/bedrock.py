@@ -26,7 +26,7 @@ def from_bedrock(value: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             problems.append(Problem("unknown key in a Bedrock conversation", field=key, hint=hint))
     version = value.get("schemaVersion", SCHEMA)
     if version != SCHEMA:
-        meant = isinstance(version, str) and nearest(version, (SCHEMA,))
+        meant = nearest(version, (SCHEMA,)) if isinstance(version, str) else None
         hint = f"did you mean {SCHEMA}?" if meant else f"the only one that is known is {SCHEMA}"
         problems.append(Problem(f"{version!r} is not a known version", field="schemaVersion", hint=hint))
     messages: list[dict[str, Any]] = []

@@ -100,7 +100,7 @@ class Template:
     def conversations(
         self, messages: Sequence[Message], trained: Sequence[int], *, ended: bool = True
     ) -> tuple[list[Rendered], bool]:
-        """The rendering of each sequence that trains the answers `trained` (message indexes), and whether all are shown.
+        """The rendering of each sequence that trains the answers `trained` (their indexes), and whether all are shown.
 
         Mostly one sequence; more where a later turn rewrites an answer. Without `ended`, the last message's end token
         is left out (it was cut by a limit). Raises TemplateError.

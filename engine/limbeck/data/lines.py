@@ -58,9 +58,9 @@ def _parse(file: str, line: int, raw: bytes) -> tuple[dict[str, Any] | None, lis
             text = f"{text[: error.pos]},{text[error.pos :]}"  # only to find what else is wrong with the line
         except (_Repeated, _Constant) as error:
             key = str(error)
-            column = _column(text, key, again=isinstance(error, _Repeated))
+            place = _column(text, key, again=isinstance(error, _Repeated))
             message = f"the key {key!r} appears twice" if isinstance(error, _Repeated) else f"{key} is not JSON"
-            return None, [*problems, Problem(message, file=file, line=line, column=column)]
+            return None, [*problems, Problem(message, file=file, line=line, column=place)]
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             return None, [*problems, Problem(f"not JSON that can be read: {reason}", file=file, line=line)]

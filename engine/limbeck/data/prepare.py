@@ -118,7 +118,7 @@ def _assemble(good: list[tuple[Row, _Encoded]], bad: list[Problem], bad_rows: in
         "train_sequences": len(train),
         "holdout_sequences": len(holdout),
         "holdout_rows": sum(held),
-        "split_rows": sum(len(e.sequences) > (2 if row.format == "preference" else 1) - 0 for row, e in good),
+        "split_rows": sum(row.format == "messages" and len(encoded.sequences) > 1 for row, encoded in good),
         "pairs": sum(pairs),
         "tokens": sum(len(sequence.ids) for sequence in every),
         "trained_tokens": sum(int(sequence.trained.sum()) for sequence in every),
@@ -141,6 +141,8 @@ def _encode(row: Row, tokenizer: Tokenizer, max_length: int) -> _Encoded:
     sequences: list[TokenSequence] = []
     for pieces, chosen, name in _pieces(row, tokenizer, notes):
         ids, trained, offsets = tokenizer.encode(pieces)
+        if not (trained & (offsets[:, 1] > offsets[:, 0])).any():
+            raise _Bad("nothing to train: no token of the answer's text is a target", name)
         own = max_length + (len(ids) - _own(tokenizer, ids))
         lost = int(trained[own:].sum())
         if lost:
@@ -148,16 +150,14 @@ def _encode(row: Row, tokenizer: Tokenizer, max_length: int) -> _Encoded:
             flags = {"truncated": 1, "tokens": flags["tokens"] + lost, "bytes": flags["bytes"] + lost_bytes}
         ids, trained, offsets = ids[:own], trained[:own], offsets[:own]
         if not trained.any():
-            if lost:
-                before = sum(not piece.trained for piece in pieces) and len(ids)
-                what = f"nothing left to train: max_length is {max_length}"
-                raise _Bad(_too_long(tokenizer, pieces, max_length) if before else what, name)
-            raise _Bad("nothing to train: no token of this row is a target", name)
+            raise _Bad(_too_long(tokenizer, pieces, max_length), name)
         if lost:
             what = f"cut to {max_length} tokens: the last {lost} trained tokens ({lost_bytes} bytes) are lost"
             notes.append(Problem(what, file=row.source, line=row.line, field=name))
         end = int(np.flatnonzero(trained)[-1]) + 1  # what follows the last target is nobody's context
         sequences.append(TokenSequence(0, ids[:end], trained[:end], offsets[:end], row.source, row.line, chosen=chosen))
+    if row.format == "preference" and np.array_equal(sequences[0].ids, sequences[1].ids):
+        raise _Bad("chosen and rejected are the same tokens", "rejected", f"within max_length {max_length}")
     return _Encoded(sequences, notes, bool(flags["truncated"]), flags["tokens"], flags["bytes"])
 
 

@@ -108,7 +108,7 @@ def _format(value: dict[str, Any], problems: list[Problem]) -> RowFormat | None:
     if not value:
         problems.append(Problem("the object is empty", hint=_FORMATS))
         return None
-    leads = [key for key in ("text", "messages") if key in value]
+    leads: list[str] = [key for key in ("text", "messages") if key in value]
     if {"prompt", "completion", "chosen", "rejected"} & value.keys():
         leads.append("prompt")
     if len(leads) > 1 or ("completion" in value and {"chosen", "rejected"} & value.keys()):

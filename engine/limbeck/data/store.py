@@ -69,7 +69,7 @@ class SequenceFile(Sequence[TokenSequence]):
         self._length = max(self._batches - 1, 0) * _BATCH + len(last["index"])
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._length)
 
     @overload
     def __getitem__(self, index: int) -> TokenSequence: ...

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from limbeck.data import offsets as byte_offsets
 from limbeck.data.chat import Rendered, Template, TemplateError
+from limbeck.data.folder import bos_rule, eos_ids, load_hf, template_text
 from limbeck.data.rows import Message
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import digest
@@ -57,17 +58,17 @@ class Tokenizer:
         or the chat template opens every turn with it. A file `chat_template` replaces the folder's template.
         """
         folder = Path(folder)
-        hf = _load_hf(folder)
-        text = _template_text(hf, folder, chat_template)
+        hf = load_hf(folder)
+        text = template_text(hf, folder, chat_template)
         if text is not None:
             hf.chat_template = text
         controls = {token.content: int(number) for number, token in hf.added_tokens_decoder.items() if token.special}
         added = tuple(token.content for token in hf.added_tokens_decoder.values())
         template = Template(hf, text, tuple(controls), added) if text is not None else None
-        eos_ids = _eos_ids(hf, folder, template)
-        bos_id, strips = _bos(hf, folder, bos, template)
+        ends = eos_ids(hf, folder, template)
+        bos_id, strips = bos_rule(hf, folder, bos, template)
         size = max(hf.get_vocab().values(), default=-1) + 1
-        return cls(hf, folder, bos_id, eos_ids, size, template, controls, strips)
+        return cls(hf, folder, bos_id, ends, size, template, controls, strips)
 
     @property
     def has_template(self) -> bool:
@@ -105,6 +106,14 @@ class Tokenizer:
     def decode(self, ids: Any) -> str:
         """The text of ids, special tokens skipped."""
         numbers = [int(i) for i in ids]
+        if not self._puts_space:
+            return self._decode(numbers)
+        # Such a tokenizer drops the space of the first token, which is the text's own where it goes on from a prompt.
+        anchor = list(self._plain.encode("a", add_special_tokens=False).ids)
+        start, text = self._decode(anchor), self._decode(anchor + numbers)
+        return text[len(start) :] if text.startswith(start) else self._decode(numbers)
+
+    def _decode(self, numbers: list[int]) -> str:
         return str(self.hf.decode(numbers, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def token_text(self, number: int) -> str:
@@ -248,81 +257,3 @@ class Tokenizer:
         before = rf"(?:\s+(?={'|'.join(left)}))?" if left else ""
         after = f"(?:(?<={')|(?<='.join(right)})\\s+)?" if right else ""
         return re.compile(f"{before}(?P<token>{self._controls_pattern.pattern}){after}")
-
-
-def _load_hf(folder: Path) -> Any:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        problem = Problem(f"reading a tokenizer needs {error.name}", hint='pip install "limbeck[train]"')
-        raise LimbeckError(Reason.EXTRA_MISSING, problems=[problem]) from error
-    try:
-        if not folder.is_dir():
-            raise FileNotFoundError("there is no such folder")
-        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises a dozen kinds for a broken folder
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _invalid(folder, f"no tokenizer can be read here: {said}") from error
-    if not getattr(hf, "is_fast", False):
-        raise _invalid(folder, "only fast tokenizers (with a tokenizer.json) are supported")
-    return hf
-
-
-def _invalid(folder: Path, message: str, hint: str | None = None) -> LimbeckError:
-    return LimbeckError(Reason.MODEL_INVALID, problems=[Problem(message, file=str(folder), hint=hint)])
-
-
-def _template_text(hf: Any, folder: Path, file: Path | None) -> str | None:
-    if file is not None:
-        try:
-            return Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            problem = Problem(f"the chat template cannot be read: {error}", file=str(file), field="data.chat_template")
-            raise LimbeckError(Reason.MODEL_INVALID, problems=[problem]) from error
-    found = hf.chat_template
-    if isinstance(found, dict):
-        if "default" not in found:
-            hint = "name one of them as a file in data.chat_template"
-            raise _invalid(folder, f"several chat templates and none is the default: {', '.join(found)}", hint)
-        found = found["default"]
-    return str(found) if found else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _eos_ids(hf: Any, folder: Path, template: Template | None) -> tuple[int, ...]:
-    """The tokenizer's end token, those of the model's own configs, and the one that closes an answer."""
-    found: list[Any] = [hf.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
-        found += value if isinstance(value, list) else [value]
-    if template is not None and (name := template.end_token()) is not None:
-        found.append(hf.convert_tokens_to_ids(name))
-    size = len(hf)
-    ids = tuple(dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < size))
-    if not ids:
-        raise _invalid(folder, "the tokenizer has no end token", "set eos_token in tokenizer_config.json")
-    return ids
-
-
-def _bos(hf: Any, folder: Path, rule: str, template: Template | None) -> tuple[int | None, bool]:
-    """(the id that leads every sequence, whether a template's own first one is taken off)."""
-    bos = hf.bos_token_id
-    if rule == "never":
-        return None, True
-    if rule == "always":
-        if bos is None:
-            problem = Problem("data.bos is always, but the tokenizer has no <bos>", file=str(folder))
-            raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
-        return int(bos), True
-    told_not = _read_json(folder / "tokenizer_config.json").get("add_bos_token") is False
-    opens_turns = template is not None and bos is not None and template.opens_turns(hf.bos_token)
-    if bos is None or bos == hf.eos_token_id or told_not or opens_turns:
-        return None, False
-    return int(bos), True

@@ -111,13 +111,13 @@ class TokenLossConfig(LossConfig):
     )
     tail: TailPolicy = Field(
         "bucket",
-        description="What becomes of the mass outside the support: `bucket` keeps it as one more outcome (never negative, "
-        "never above the full divergence), `renormalise` scales the support to 1 on both sides, `drop` ignores it.",
+        description="What becomes of the mass outside the support: `bucket` keeps it as one more outcome (never "
+        "negative, never above the full divergence), `renormalise` scales the support to 1 on both sides, `drop` ignores it.",
     )
     top_k: int = Field(
         64,
         ge=1,
-        description="Ids of the support. The largest of a recipe is captured, a smaller one merges the rest in the tail.",
+        description="Ids of the support. The largest of a recipe is captured; a smaller one has the rest in its tail.",
     )
 
 

@@ -261,9 +261,7 @@ def _check_record(hook: str, record_type: type[Plugin], record: Any) -> None:
     label = f"{wanted} {record.name!r}"
     base = LossConfig if record_type is LossPlugin else Config
     if not (isinstance(record.config, type) and issubclass(record.config, base)):
-        raise ValueError(
-            f"{label}: config must be a subclass of limbeck.interfaces.{base.__name__}, not {record.config!r}"
-        )
+        raise ValueError(f"{label}: config must be a subclass of {base.__name__}, not {record.config!r}")
     if any((field.alias or name) == "plugin" for name, field in record.config.model_fields.items()):
         raise ValueError(f"{label}: a config cannot have the field `plugin`, which names the plugin in a recipe")
     if not callable(record.factory):

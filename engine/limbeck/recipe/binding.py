@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from limbeck.errors import LimbeckError, Problem
-from limbeck.interfaces import LossPlugin, Needs, PluginKind
+from limbeck.interfaces import LossConfig, LossPlugin, Needs, PluginKind
 from limbeck.plugins import Entry, Registry
 from limbeck.recipe.bound import Bound, BoundLoss, Bounds, knob_bounds
 from limbeck.recipe.document import Document, Path_, field_text
@@ -51,6 +51,7 @@ class Binder:
         config = self._config(entry, at, skip=[(*at, field) for field in schedules])
         if config is None:
             return None
+        assert isinstance(config, LossConfig)  # the loader saw to it
         name = config.name or entry.plugin.name
         if not _LOSS_NAME.fullmatch(name):
             self._fault((*at, "name"), f"must be letters, digits, _ and -, not {name!r}")

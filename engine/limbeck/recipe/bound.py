@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -85,8 +86,8 @@ class BoundLoss:
     config: Any
     needs: Needs
     field: str
-    knobs: dict[str, float | Bound] = field(default_factory=dict)
-    bounds: dict[str, Bounds] = field(default_factory=dict)
+    knobs: dict[str, float | Bound] = dataclass_field(default_factory=dict)
+    bounds: dict[str, Bounds] = dataclass_field(default_factory=dict)
 
     @property
     def plugin(self) -> LossPlugin:

@@ -61,8 +61,8 @@ class Document:
         while near and near not in marks:
             near = near[:-1]
         mark = marks.get(near)
-        place = {"line": mark.line, "column": mark.column} if mark else {}
-        return Problem(message, file=str(self.path), field=field_text(at) or None, hint=hint, **place)
+        line, column = (mark.line, mark.column) if mark else (None, None)
+        return Problem(message, str(self.path), line, column, field_text(at) or None, hint)
 
     def find(self, at: Path_, value: str) -> Iterator[Path_]:
         """Places at or below `at` that hold exactly the text `value`, in order."""
@@ -96,12 +96,14 @@ def read_document(path: Path) -> Document:
         _Builder(document).build()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = {"line": mark.line + 1, "column": mark.column + 1} if mark else {}
+        line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
         parts = [part for part in (error.context, error.problem) if part]
-        problem = Problem(", ".join(parts), file=str(path), hint=_syntax_hint(document.text, mark), **place)
+        hint = _syntax_hint(document.text, mark)
+        problem = Problem(", ".join(parts), str(path), line, column, hint=hint)
         raise LimbeckError(Reason.RECIPE_INVALID, "The recipe is not valid YAML.", [problem]) from None
     except (YAMLError, RecursionError, ValueError) as error:
-        problem = Problem(_unreadable(document.text, error), file=str(path), **_first_control(document.text))
+        line, column = _first_control(document.text) or (None, None)
+        problem = Problem(_unreadable(document.text, error), str(path), line, column)
         raise LimbeckError(Reason.RECIPE_INVALID, "The recipe is not valid YAML.", [problem]) from None
     if not document.problems and not isinstance(document.value, dict):
         what = "the file is empty" if document.value is None else "the file is not a mapping of fields"
@@ -145,14 +147,13 @@ def _unreadable(text: str, error: Exception) -> str:
     return "is nested too deeply" if isinstance(error, RecursionError) else f"cannot be read: {error}"
 
 
-def _first_control(text: str) -> dict[str, int]:
+def _first_control(text: str) -> tuple[int, int] | None:
+    """Line and column of the first character that YAML does not allow."""
     found = re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", text)
     if found is None:
-        return {}
-    return {
-        "line": text.count("\n", 0, found.start()) + 1,
-        "column": found.start() - text.rfind("\n", 0, found.start()),
-    }
+        return None
+    at = found.start()
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
 
 
 @dataclass(slots=True)

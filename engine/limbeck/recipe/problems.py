@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -57,24 +57,20 @@ def problems_of(
         place = _place(document, at, details)
         if not any(place[: len(other)] == other for other in skip):
             grouped.setdefault(place, []).append(details)
-    # An arm that got further into the value than another arm tells more: {plugin: 3} is no number, but that is not news.
-    deep = [place for place, errors in grouped.items() if not all(_is_type(details) for details in errors)]
     return [
         _problem(document, at, place, errors, model)
         for place, errors in grouped.items()
-        if not (
-            _only_types(errors) and any(len(other) > len(place) and other[: len(place)] == place for other in grouped)
-        )
-        or place in deep
+        if not (_only_types(errors) and _further(place, grouped))
     ]
 
 
-def _is_type(details: ErrorDetails) -> bool:
-    return details["type"] in _EXPECTED
+def _further(place: Path_, places: Iterable[Path_]) -> bool:
+    """Whether another arm of a union got deeper into the value: that `{plugin: 3}` is no number is no news then."""
+    return any(len(other) > len(place) and other[: len(place)] == place for other in places)
 
 
 def _only_types(errors: list[ErrorDetails]) -> bool:
-    return all(_is_type(details) for details in errors)
+    return all(details["type"] in _EXPECTED for details in errors)
 
 
 def _place(document: Document, at: Path_, details: ErrorDetails) -> Path_:
@@ -194,8 +190,6 @@ def _field(model: type[BaseModel], name: int | str) -> Any:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    from typing import get_args
-
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -63,9 +63,7 @@ def _signals(document: Document, content: RecipeFile, losses: Sequence[BoundLoss
         temperature = loss.knobs.get("temperature")
         if primitive == "top_k" and temperature is not None and step_values(temperature) is None:
             at = (*_at(loss), "temperature")
-            message = (
-                "a temperature over the top k must be a number or a step function, since the tail is stored for each"
-            )
+            message = "a temperature over the top k must be a number or a step function: the tail is stored for each"
             yield document.problem(at, message, "use {plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}")
 
 

@@ -65,7 +65,7 @@ class DataSpec(Config):
     holdout: int | float = Field(
         0.1,
         ge=0,
-        description="Rows kept from training, to measure on: a share below 1, or a number of rows; 0 for none.",
+        description="Rows kept from training, to measure on: a share below 1 or a number of rows; 0: none.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split.")
     max_length: int = Field(
@@ -77,9 +77,7 @@ class DataSpec(Config):
     bos: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether one <bos> leads each sequence; `auto` asks the tokenizer and its template."
     )
-    chat_template: LocalPath | None = Field(
-        None, description="A Jinja file to use in place of the tokenizer's template."
-    )
+    chat_template: LocalPath | None = Field(None, description="A Jinja file used in place of the tokenizer's template.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -99,7 +97,7 @@ class SignalsSpec(Config):
 
     source: Literal["cached", "online"] = Field(
         "cached",
-        description="`cached`: scored once, stored, used in every epoch. `online`: the teacher is asked while training, "
+        description="`cached`: scored once, stored, used in every epoch. `online`: asked of it while training, "
         "which losses on hidden states and the whole vocabulary need.",
     )
 

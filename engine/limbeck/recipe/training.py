@@ -71,7 +71,7 @@ def why_refused(name: str) -> str | None:
 REFUSED: dict[str, str] = {
     "output_dir run_name logging_dir overwrite_output_dir": "the run's folder is `output:` of the recipe",
     "do_train do_eval do_predict resume_from_checkpoint local_rank ignore_data_skip "
-    "restore_callback_states_from_checkpoint enable_jit_checkpoint": "Limbeck's own stages and `limbeck resume` see to it",
+    "restore_callback_states_from_checkpoint enable_jit_checkpoint": "the stages and `limbeck resume` see to it",
     "eval_strategy evaluation_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size "
     "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics "
     "batch_eval_metrics load_best_model_at_end metric_for_best_model greater_is_better bf16_full_eval fp16_full_eval": (
@@ -100,9 +100,10 @@ REFUSED: dict[str, str] = {
     "lr epochs": "names are those of transformers.TrainingArguments: learning_rate, num_train_epochs",
     "dtype torch_dtype": "it is `student.dtype`",
     "auto_find_batch_size": "a batch size that changes by itself cannot be resumed exactly",
-    "use_liger_kernel liger_kernel_config": "it would replace the loss that Limbeck computes inside the student's forward",
+    "use_liger_kernel liger_kernel_config": "it would replace Limbeck's own loss",
     "fp16 fp16_opt_level half_precision_backend tf32 torch_compile torch_compile_backend torch_compile_mode "
-    "neftune_noise_alpha torch_empty_cache_steps use_cache full_determinism gradient_checkpointing_kwargs optim_args lr_scheduler_kwargs "
+    "neftune_noise_alpha torch_empty_cache_steps use_cache full_determinism gradient_checkpointing_kwargs optim_args "
+    "lr_scheduler_kwargs "
     "optim_target_modules parallelism_config fsdp fsdp_config deepspeed ddp_find_unused_parameters ddp_bucket_cap_mb "
     "ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout debug skip_memory_metrics": (
         "it has not been tested with Limbeck yet"

@@ -15,7 +15,7 @@ PLUGINS = (
         name="piecewise",
         config=PiecewiseConfig,
         factory=Piecewise,
-        summary="Steps: a value from each given progress on.",
+        summary="Steps: from each progress on, a value.",
     ),
 )
 

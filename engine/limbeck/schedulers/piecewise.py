@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -29,7 +30,7 @@ class PiecewiseConfig(Config):
         progress = [point[0] for point in points]
         if progress[0] != 0:
             raise ValueError(f"the first progress must be 0, not {progress[0]:g}")
-        for before, after in zip(progress, progress[1:], strict=False):
+        for before, after in pairwise(progress):
             if after <= before:
                 raise ValueError(f"progress must rise, but {after:g} comes after {before:g}")
         if progress[-1] > 1:

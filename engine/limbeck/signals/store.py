@@ -10,17 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.files import AppendLog, fsync_folder, read_json_lines, write_atomic
+from limbeck.files import AppendLog, fsync_folder, write_atomic
 from limbeck.signals.codec import decode, encode
 from limbeck.signals.header import SignalHeader
-from limbeck.signals.shard import Entry, Shard, adoptable, damage, ids_digest, to_bytes
+from limbeck.signals.journal import JOURNAL, Listed, read_journal
+from limbeck.signals.shard import Entry, Shard, adoptable, ids_digest, to_bytes
 from limbeck.signals.signal import Signal
 
 if TYPE_CHECKING:
@@ -29,28 +28,6 @@ if TYPE_CHECKING:
 SHARD_BYTES = 32 << 20
 OPEN_SHARDS = 64  # mapped at once: each holds a file descriptor
 HEADER = "header.json"
-JOURNAL = "journal.jsonl"
-_ANEW = "label again: the journal is made anew from the shards"
-_AGAIN = "label again: the file is set aside, and only these sequences are captured again"
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A shard as the journal names it."""
-
-    name: str
-    size: int
-    sha256: str
-    indexes: tuple[int, ...]
-
-    def damage(self, folder: Path) -> str | None:
-        """What is wrong with the file, None where it is whole."""
-        return damage(folder / self.name, self.size, self.sha256, self.indexes)
-
-    def problem(self, folder: Path, what: str) -> Problem:
-        """The fault of this shard as a user reads it."""
-        message = f"{what}; it holds the signals of sequences {_spans_text(self.indexes)}"
-        return Problem(message, file=str(folder / self.name), hint=_AGAIN)
 
 
 class SignalStore:
@@ -60,7 +37,7 @@ class SignalStore:
         """Open a folder that a SignalWriter wrote, also while it is being written. Raises STORE_DAMAGED."""
         self.folder = Path(folder)
         self.header = _read_header(self.folder)
-        self.shards = _read_journal(self.folder)
+        self.shards = read_journal(self.folder)
         self._of = {index: shard for shard in self.shards.values() for index in shard.indexes}
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._tested: set[str] = set()
@@ -210,7 +187,7 @@ class SignalWriter:
 
     def _read_journal(self) -> dict[str, Listed]:
         try:
-            return _read_journal(self.folder)
+            return read_journal(self.folder)
         except LimbeckError as error:
             self._set_aside(self.folder / JOURNAL, f"{error.problems[0]}; it was made anew from the shards")
             return {}
@@ -236,8 +213,7 @@ class SignalWriter:
             held.update(found.indexes.tolist())
 
     def _list(self, shard: Listed) -> None:
-        line = {"shard": shard.name, "bytes": shard.size, "sha256": shard.sha256, "sequences": _spans(shard.indexes)}
-        self._journal.append(line)
+        self._journal.append(shard.line())
         self._listed[shard.name] = shard
 
     def _set_aside(self, path: Path, message: str) -> None:
@@ -270,44 +246,6 @@ def _read_header(folder: Path) -> SignalHeader:
     except (ValueError, AttributeError) as error:
         problem = Problem("the header is not JSON", file=str(path), hint=hint)
         raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem]) from error
-
-
-def _read_journal(folder: Path) -> dict[str, Listed]:
-    """The shards that the journal names, in order. A torn last line is no damage: that shard is found again."""
-    path = folder / JOURNAL
-    shards: dict[str, Listed] = {}
-    number = 0
-    try:
-        for number, line in read_json_lines(path):  # noqa: B007: told where the line is not understood
-            if "dropped" in line:
-                shards.pop(line["dropped"], None)
-            else:
-                indexes = tuple(i for first, last in line["sequences"] for i in range(first, last + 1))
-                shards[line["shard"]] = Listed(line["shard"], line["bytes"], line["sha256"], indexes)
-    except LimbeckError as error:
-        problems = [Problem(found.message, found.file, found.line, hint=_ANEW) for found in error.problems]
-        raise LimbeckError(Reason.STORE_DAMAGED, problems=problems) from error
-    except (KeyError, TypeError, ValueError) as error:
-        problem = Problem("not a line of the journal of signals", str(path), number, hint=_ANEW)
-        raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem]) from error
-    return shards
-
-
-def _spans(indexes: Sequence[int]) -> list[list[int]]:
-    """Ascending indexes as [first, last] pairs."""
-    spans: list[list[int]] = []
-    for index in indexes:
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return spans
-
-
-def _spans_text(indexes: Sequence[int], limit: int = 8) -> str:
-    spans = _spans(indexes)
-    shown = ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in spans[:limit])
-    return shown + (f" and {len(spans) - limit} more spans" if len(spans) > limit else "")
 
 
 def _mismatch(sequence: TokenSequence, message: str) -> LimbeckError:

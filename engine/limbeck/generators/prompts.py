@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -89,7 +89,7 @@ class Prompts:
             problems=[Problem(message, field="data.generator.min_success_ratio", hint=hint)],
         )
 
-    async def _window(self, first: int, model: TextModel) -> AsyncIterator[tuple[int, str, str]]:
+    async def _window(self, first: int, model: TextModel) -> AsyncGenerator[tuple[int, str, str], None]:
         """(position, text, finish_reason) of one window, in order of position."""
         rows = self.rows[first : first + WINDOW]
         waiting: dict[int, tuple[str, str]] = {}

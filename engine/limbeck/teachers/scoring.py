@@ -84,7 +84,7 @@ class _Batch:
             is_last = layer in (-1, len(outputs.hidden_states) - 1)
             states = last if is_last else outputs.hidden_states[layer].flatten(0, 1)[take]
             self.hidden[layer] = states.float().cpu().numpy()
-            self._refuse(~np.isfinite(self.hidden[layer]).all(axis=1), 0)
+            self._refuse(np.asarray(~np.isfinite(self.hidden[layer]).all(axis=1)), 0)
         return last
 
     def _asked(self) -> tuple[Array, Array, Array]:

@@ -112,7 +112,8 @@ class TokenLossConfig(LossConfig):
     tail: TailPolicy = Field(
         "bucket",
         description="What becomes of the mass outside the support: `bucket` keeps it as one more outcome (never "
-        "negative, never above the full divergence), `renormalise` scales the support to 1 on both sides, `drop` ignores it.",
+        "negative, never above the full divergence), `renormalise` scales the support to 1 on both sides, `drop` "
+        "ignores it.",
     )
     top_k: int = Field(
         64,

@@ -104,7 +104,9 @@ def model_logits(options: argparse.Namespace) -> Iterator[Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-    ids = tokenizer(options.text.read_text(), return_tensors="pt").input_ids[:, : options.tokens]
+    ids = tokenizer(options.text.read_text(), add_special_tokens=False).input_ids
+    lead = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = torch.tensor([[*lead, *ids][: options.tokens]])
     with torch.inference_mode():
         hidden = model.base_model(ids).last_hidden_state[0]
         for rows in hidden.split(8):

@@ -110,3 +110,18 @@ def test_the_committed_vectors_are_what_the_script_writes() -> None:
 
 def _floats(value: Any) -> Any:
     return [_floats(item) for item in value] if isinstance(value, list) else float(value)
+
+
+def test_the_decoder_that_the_guide_prints_reads_the_vectors() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "signals.md").read_text()
+    block = next(part.split("```")[0] for part in guide.split("```python\n") if part.startswith("import math, struct"))
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    for name in ("temperatures_and_target", "three_high_bits_across_bytes", "whole_vocabulary", "edges_of_the_code"):
+        value = json.loads((FOLDER / f"{name}.json").read_text())
+        rows = scope["decode"](value["header"], value["n"], (FOLDER / f"{name}.bin").read_bytes())
+        assert [row[0] for row in rows] == value["ids"]
+        assert [list(row[2]) for row in rows] == _floats(value["tails"])
+        for temperature in value["header"]["temperatures"]:
+            read = [row[1][temperature] for row in rows]
+            np.testing.assert_allclose(read, value["normalised"][f"{temperature:g}"], rtol=1e-10, atol=1e-12)

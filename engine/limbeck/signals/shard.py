@@ -56,7 +56,7 @@ def to_bytes(entries: Sequence[Entry], header: SignalHeader) -> bytes:
 
 
 class Shard:
-    """A memory-mapped shard file. Reads touch only the pages that they need."""
+    """A memory-mapped shard file: reads touch only the pages that they need, and no file stays open."""
 
     def __init__(self, path: Path) -> None:
         with pa.memory_map(str(path)) as file:

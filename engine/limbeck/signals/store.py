@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from limbeck.data.sequence import TokenSequence
 
 SHARD_BYTES = 32 << 20
-OPEN_SHARDS = 64  # mapped at once: each holds a file descriptor
 HEADER = "header.json"
 
 
@@ -39,8 +37,7 @@ class SignalStore:
         self.header = _read_header(self.folder)
         self.shards = read_journal(self.folder)
         self._of = {index: shard for shard in self.shards.values() for index in shard.indexes}
-        self._open: OrderedDict[str, Shard] = OrderedDict()
-        self._tested: set[str] = set()
+        self._open: dict[str, Shard] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (SignalStore, (self.folder,))
@@ -81,19 +78,12 @@ class SignalStore:
         return [shard.problem(self.folder, what) for shard, what in found if what is not None]
 
     def _shard(self, listed: Listed) -> Shard:
-        if listed.name in self._open:
-            self._open.move_to_end(listed.name)
-            return self._open[listed.name]
-        path = self.folder / listed.name
-        if listed.name not in self._tested:
+        if listed.name not in self._open:
             what = listed.damage(self.folder)
             if what is not None:
                 raise LimbeckError(Reason.STORE_DAMAGED, problems=[listed.problem(self.folder, what)])
-            self._tested.add(listed.name)
-        shard = self._open[listed.name] = Shard(path)
-        if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return shard
+            self._open[listed.name] = Shard(self.folder / listed.name)
+        return self._open[listed.name]
 
 
 class SignalWriter:

@@ -87,6 +87,7 @@ class TopK:
         values above +0.001, repeated or negative ids, a sum of all mass at temperature 1 that is not 1.
         """
         temperatures = tuple(float(t) for t in temperatures)
+        logprobs = logprobs.astype(np.result_type(logprobs, np.float32), copy=False)
         _check(ids, logprobs, tails, temperatures)
         # u and id in one integer: sorting values is several times faster than sorting by two keys
         keys = (quantise(logprobs).astype(np.uint64) << np.uint64(32)) | ids.astype(np.uint64)

@@ -25,6 +25,8 @@ from limbeck.functional.softmax import Reduced, Whole
 from limbeck.functional.terms import Source, Term, Values, source, with_tail
 from limbeck.interfaces import Support, TokenLoss
 
+_COMPARING = ("top_k", "full", "hidden_states")  # primitives of losses that compare distributions
+
 
 def head_loss(
     hidden: Tensor,
@@ -128,7 +130,8 @@ def _head_terms(
             )
             if any(wanted):
                 _group_at(groups, 1.0).label_gradient = label_gradient
-        work = _Work(batch, values, factors, result, parameters, parameter_grads, any(wanted))
+        diagnosed = next((term for term in token_terms if term.needs.primitive in _COMPARING), None)
+        work = _Work(batch, values, factors, result, parameters, parameter_grads, any(wanted), diagnosed)
         if groups:
             for rows in projection.chunks():
                 gradient = work.chunk(projection.logits(rows), rows, groups)
@@ -177,7 +180,7 @@ class _Work:
     parameters: Sequence[Tensor]
     parameter_grads: Sequence[Tensor]
     track: bool
-    _diagnosed: str | None = None
+    diagnosed: Term | None  # the first that compares distributions
 
     def chunk(self, logits: Tensor, rows: slice, groups: Sequence[_Group]) -> Tensor | None:
         """∂L/∂logits [c, v] of one chunk, in the memory of `logits` where it can; None where none is wanted."""
@@ -215,7 +218,7 @@ class _Work:
             else:
                 assert isinstance(softmax, Whole)
                 student = softmax.shared(side.vocab_size)
-            if side.answer is None or term.needs.primitive == "top_k":
+            if term is self.diagnosed:
                 self._diagnose(term, softmax, side, rows, student, teacher)
             loss = term.loss
             assert isinstance(loss, TokenLoss)
@@ -237,10 +240,6 @@ class _Work:
     def _diagnose(
         self, term: Term, softmax: Reduced | Whole, side: Source, rows: slice, student: Support, teacher: Support
     ) -> None:
-        """Masses and agreement of the first term that compares distributions."""
-        if self._diagnosed not in (None, term.name):
-            return
-        self._diagnosed = term.name
         with torch.no_grad():
             top = side.top(rows, self.values[term.name].temperature, teacher.on_support.dtype)
             figures = {

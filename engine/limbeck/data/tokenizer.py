@@ -128,6 +128,10 @@ class Tokenizer:
         """Whether nothing but special tokens, spelled out, and white space is in a text."""
         return self._controls_pattern is not None and not self._controls_pattern.sub("", answer).strip()
 
+    def escape(self, text: str) -> str:
+        """A text with a backslash before everything that spells a control token."""
+        return text if self._controls_pattern is None else self._controls_pattern.sub(r"\\\g<0>", text)
+
     def pieces(self, rendered: Rendered) -> list[Piece]:
         """A rendering cut at its control tokens, with what its contents spelled put back as plain text.
 

@@ -88,7 +88,7 @@ def _version(ctx: click.Context, parameter: click.Parameter, value: bool) -> Non
 @click.command(
     cls=LazyGroup,
     help=HELP,
-    epilog="Exit codes: 0 done, 1 failed, 2 refused before any work, 3 not possible as things are, 130 and 143 stopped.",
+    epilog="Exit codes: 0 done, 1 failed, 2 refused, 3 not possible as things are, 130 and 143 stopped.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=True,
 )

@@ -110,6 +110,7 @@ def _head_terms(
     inputs = [hidden, *head.parameters, *parameters]
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in inputs]
     groups = _groups(token_terms, values, batch, head.vocab_size, teacher_head)
+    label_group = _group_at(groups, 1.0) if sequence_terms and any(wanted) else None
     want_head = (wanted[0], wanted[1], head.bias is not None and wanted[2])
     buffers = 1 + (len(groups) > 1) + 4 * any(group.whole for group in groups)
 
@@ -128,8 +129,8 @@ def _head_terms(
             label_gradient = sequence_gradients(
                 projection, batch, sequence_terms, values, factors, result, parameters, parameter_grads, any(wanted)
             )
-            if any(wanted):
-                _group_at(groups, 1.0).label_gradient = label_gradient
+            if label_group is not None:
+                label_group.label_gradient = label_gradient
         diagnosed = next((term for term in token_terms if term.needs.primitive in _COMPARING), None)
         work = _Work(batch, values, factors, result, parameters, parameter_grads, any(wanted), diagnosed)
         if groups:

@@ -51,15 +51,16 @@ def sequence_gradients(
             leaf = logprob_n.detach().requires_grad_(want)
             value = loss(_rows(term, leaf, batch), values[term.name].knobs)
             total = value.sum()
-        if want and total.requires_grad:
-            leaf_grad, *own = torch.autograd.grad(factors[term.name] * total, [leaf, *parameters], allow_unused=True)
+            weighted = factors[term.name] * total
+        if want and weighted.requires_grad:
+            leaf_grad, *own = torch.autograd.grad(weighted, [leaf, *parameters], allow_unused=True)
             if leaf_grad is not None:
                 total_gradient += leaf_grad
             for accumulated, grad in zip(parameter_grads, own, strict=True):
                 if grad is not None:
                     accumulated += grad
         result.sums[term.name] += total.detach()
-        result.loss += factors[term.name] * total.detach()
+        result.loss += weighted.detach()
         result.not_finite[term.name] = _marks(term, ~value.detach().isfinite(), batch)
     return total_gradient
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.interfaces import ScoreItem, Teacher, Want
+from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, Want
 from limbeck.runs.contents import Contents
 from limbeck.runs.prepare import HOLDOUT, TRAIN
 from limbeck.runs.stage import Figures, Run
@@ -34,14 +34,14 @@ def stored_want(recipe: Recipe) -> Want | None:
     return want
 
 
-def holdout_want(recipe: Recipe, capabilities: frozenset[str]) -> Want | None:
+def holdout_want(recipe: Recipe, info: TeacherInfo) -> Want | None:
     """What the evaluation needs of the held-out rows: a support at temperature 1 and the target."""
     from limbeck.recipe import wanted
 
-    if recipe.teacher is None or "top_k" not in capabilities:
+    if "top_k" not in info.capabilities or not recipe.data.holdout:
         return None
-    want = wanted(recipe.losses)
-    return Want(top_k=want.top_k or EVALUATION_TOP_K, temperatures=(1.0,), target="target" in capabilities)
+    top_k = wanted(recipe.losses).top_k or min(EVALUATION_TOP_K, info.vocab_size)
+    return Want(top_k=top_k, temperatures=(1.0,), target="target" in info.capabilities)
 
 
 class Label:
@@ -61,20 +61,19 @@ class Label:
 
         tokenizer = load_tokenizer(run.contents)
         teacher = checked_teacher(run, tokenizer)
-        capabilities = teacher.info().capabilities
-        wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, capabilities)}
+        wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, teacher.info())}
         splits = {split: read_sequences(run.path / split) for split, want in wants.items() if want is not None}
         tokens = sum(sequence.n for sequences in splits.values() for sequence in sequences)
         figures: Figures = {"tokens": tokens, "saturated": 0, "bytes": 0}
         (run.path / "signals").mkdir(exist_ok=True)
-        writers = {split: _writer(run, split, teacher, tokenizer, wants[split]) for split in splits}
-        ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
-        with run.progress("tokens", tokens, ready) as advance:
-            for split, sequences in splits.items():
-                want = wants[split]
-                assert want is not None
-                with writers[split] as writer:
-                    figures["saturated"] += _score(run, teacher, sequences, want, writer, advance)
+        with ExitStack() as stack:
+            writers = {split: stack.enter_context(_writer(run, split, teacher, tokenizer, wants)) for split in splits}
+            for message in (message for writer in writers.values() for message in writer.repaired):
+                run.log.warn("STORE_MENDED", message)
+            ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
+            with run.progress("tokens", tokens, ready) as advance:
+                for split, writer in writers.items():
+                    figures["saturated"] += _score(run, teacher, splits[split], wants[split], writer, advance)
         for split in splits:
             figures["bytes"] += _stored_bytes(folder_of(run.path, split))
         return figures
@@ -105,10 +104,13 @@ def checked_teacher(run: Run, tokenizer: Tokenizer) -> Teacher:
     return run.desk.teacher
 
 
-def _writer(run: Run, split: str, teacher: Teacher, tokenizer: Tokenizer, want: Want | None) -> SignalWriter:
+def _writer(
+    run: Run, split: str, teacher: Teacher, tokenizer: Tokenizer, wants: Mapping[str, Want | None]
+) -> SignalWriter:
     from limbeck.signals import SignalWriter
 
-    assert want is not None
+    want = wants[split]
+    assert want is not None, "splits that nothing is asked about are left out"
     return SignalWriter(folder_of(run.path, split), _header(teacher, tokenizer, want))
 
 
@@ -130,9 +132,10 @@ def _header(teacher: Teacher, tokenizer: Tokenizer, want: Want) -> SignalHeader:
 
 
 def _score(
-    run: Run, teacher: Teacher, sequences: Sequence[TokenSequence], want: Want, writer: SignalWriter, advance: Any
+    run: Run, teacher: Teacher, sequences: Sequence[TokenSequence], want: Want | None, writer: SignalWriter, advance: Any
 ) -> int:
     """Ask for what is not stored yet. Returns how many entries hit the limit of their code."""
+    assert want is not None
     saturated = 0
 
     async def ask(batch: Sequence[TokenSequence]) -> None:

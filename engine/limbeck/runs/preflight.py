@@ -1,0 +1,255 @@
+"""The pre-flight: everything about a run that can be known before it, all problems in one go. Spends nothing.
+
+It loads no weights and writes nothing into the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.interfaces import Generator, TeacherInfo, Want
+from limbeck.runs.contents import Contents, row_files
+from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
+from limbeck.runs.folder import check_folder
+from limbeck.runs.label import holdout_want, load_tokenizer, stored_want
+from limbeck.runs.stage import Record
+
+if TYPE_CHECKING:
+    from limbeck.data import Tokenizer
+    from limbeck.plugins import Registry
+    from limbeck.recipe import Recipe
+
+KNOB_POINTS = 1000  # progress values at which a schedule is tried
+
+
+@dataclass
+class Preflight:
+    """What the pre-flight found. `facts` is JSON; `problems` stop a run, each with its reason; `warnings` do not."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[tuple[Reason, Problem]] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep what is raised, and go on with the next check."""
+        try:
+            yield
+        except LimbeckError as error:
+            found = error.problems or (Problem(error.message),)
+            self.problems += [(error.reason, problem) for problem in found]
+
+    def refuse(self, reason: Reason, message: str, **more: Any) -> None:
+        """Add a problem."""
+        self.problems.append((reason, Problem(message, **more)))
+
+    def raise_problems(self) -> None:
+        """Raise everything found as one error, with the reason of the first."""
+        if not self.problems:
+            return
+        reasons = list(dict.fromkeys(reason for reason, _ in self.problems))
+        count = len(self.problems)
+        message = f"The run cannot start: {count} problem{'s' if count > 1 else ''}."
+        if len(reasons) == 1:
+            message = LimbeckError(reasons[0]).message
+        raise LimbeckError(reasons[0], message, [problem for _, problem in self.problems])
+
+
+def check(recipe: Recipe, registry: Registry) -> Preflight:
+    """Check files, rows, tokenizers, vocabulary, template, capabilities, temperatures, knobs, folder, disk, memory."""
+    return _Check(recipe, registry).run()
+
+
+class _Check:
+    def __init__(self, recipe: Recipe, registry: Registry) -> None:
+        self.recipe = recipe
+        self.registry = registry
+        self.contents = Contents(recipe)
+        self.found = Preflight()
+        self.info: TeacherInfo | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.figures: dict[str, float] = {}
+        self.chat_rows = False
+
+    def run(self) -> Preflight:
+        missing = self.recipe.missing_paths()
+        self.found.problems += [(Reason.RECIPE_INVALID, problem) for problem in missing]
+        fields = {(problem.field or "").split(".")[0] for problem in missing}
+        parts: list[tuple[str, Callable[[], None]]] = [
+            ("output", self._folder),
+            ("plugins", self._plugins),
+            ("teacher", self._teacher),
+            ("student", self._tokenizer),
+            ("signals", self._capabilities),
+            ("data", self._rows),
+            ("template", self._templates),
+            ("losses", self._knobs),
+            ("sizes", self._sizes),
+        ]
+        for name, part in parts:
+            if name not in fields:  # its files are missing, and that is told already
+                with self.found.collect():
+                    part()
+        return self.found
+
+    def _folder(self) -> None:
+        output = self.recipe.output
+        identity = check_folder(output)
+        state = "new" if identity is None else f"goes on with run {identity.run_id}"
+        done = [name for name in _names() if identity is not None and Record(output, name).complete]
+        self.found.facts["output"] = {"folder": str(output), "state": state, "finished_stages": done}
+
+    def _plugins(self) -> None:
+        for failure in self.registry.failures:
+            self.found.warnings.append(Problem(f"a plugin could not be used: {failure}"))
+
+    def _teacher(self) -> None:
+        if self.recipe.teacher is None:
+            self.found.facts["teacher"] = None
+            return
+        self.info = self.recipe.teacher.make().info()
+        facts = asdict(self.info)
+        facts["capabilities"] = sorted(self.info.capabilities)
+        self.found.facts["teacher"] = facts
+        if self.contents.teacher_folder is None and self.recipe.student.from_ is not None:
+            message = f"{self.info.name} has no weights on this machine that a student could be made from"
+            self.found.refuse(Reason.MODEL_INVALID, message, field="student.from", hint="name a model or a config")
+
+    def _tokenizer(self) -> None:
+        folder = self.contents.tokenizer_folder
+        if folder is None:
+            hint = "name a model, or a tokenizer beside config"
+            self.found.refuse(Reason.MODEL_INVALID, "the student has no tokenizer", field="student", hint=hint)
+            return
+        tokenizer = self.tokenizer = load_tokenizer(self.contents)
+        self.found.facts["tokenizer"] = {
+            "folder": str(folder),
+            "vocab_size": tokenizer.vocab_size,
+            "digest": tokenizer.digest,
+            "template_digest": tokenizer.template_digest,
+            "bos_id": tokenizer.bos_id,
+            "eos_ids": list(tokenizer.eos_ids),
+        }
+        info = self.info
+        if info is None:
+            return
+        place = {"file": str(folder), "field": "student"}
+        if info.tokenizer_digest != tokenizer.digest:
+            message = "the student's tokenizer is not the teacher's: the same text gives other ids"
+            hint = "take a student of the teacher's family, or train on the teacher's text with sequence_kd: write the "
+            hint += "teacher's completions to a file and name it in data.path, without teacher"
+            self.found.refuse(Reason.TOKENIZER_MISMATCH, message, hint=hint, **place)
+        elif tokenizer.vocab_size > info.vocab_size:
+            message = f"the tokenizer has {tokenizer.vocab_size:,} ids, the teacher's vocabulary is {info.vocab_size:,}"
+            self.found.refuse(Reason.TOKENIZER_MISMATCH, message, **place)
+        if info.bos_id != tokenizer.bos_id:
+            message = f"the teacher's texts begin with id {info.bos_id}, these will begin with {tokenizer.bos_id}"
+            self.found.warnings.append(Problem(message, field="data.bos", hint="`bos` says which"))
+
+    def _capabilities(self) -> None:
+        from limbeck.recipe import wanted
+        from limbeck.teachers.requests import check_score
+
+        if self.info is None:
+            return
+        want = wanted(self.recipe.losses)
+        asked: list[Want | None] = [want if want.primitives() else None, holdout_want(self.recipe, self.info)]
+        stored = stored_want(self.recipe)
+        self.found.facts["signals"] = {
+            "source": self.recipe.signals.source,
+            "want": None if not want.primitives() else asdict(want),
+            "stored": None if stored is None else asdict(stored),
+        }
+        for question in asked:
+            if question is not None:
+                with self.found.collect():
+                    check_score(self.info, [], question)
+        if self.recipe.data.max_length + 1 > self.info.max_length:
+            message = f"max_length is {self.recipe.data.max_length}, the teacher reads at most {self.info.max_length}"
+            hint = f"set it to {self.info.max_length - 1} or less"
+            self.found.warnings.append(Problem(message, field="data.max_length", hint=hint))
+
+    def _rows(self) -> None:
+        from limbeck.data import prepare, read_rows
+
+        recipe = self.recipe
+        if recipe.generator is not None:
+            generator: Generator = recipe.generator.make()
+            count = generator.count()
+            self.found.facts["data"] = {"generator": recipe.generator.name, "samples": count}
+            if generator.needs_teacher and self.info is None:
+                hint = "add teacher:"
+                self.found.refuse(
+                    Reason.CAPABILITY_MISSING, "this generator needs a teacher", field=recipe.generator.field, hint=hint
+                )
+            elif generator.needs_teacher and self.info is not None and "generate" not in self.info.capabilities:
+                message = f"teacher {self.info.name} cannot write text"
+                self.found.refuse(Reason.CAPABILITY_MISSING, message, field=recipe.generator.field)
+            return
+        rows, problems = read_rows(row_files(recipe))
+        self.chat_rows = any("messages" in row.value for row in rows)
+        self.found.facts["data"] = {"files": [str(path) for path in row_files(recipe)], "rows": len(rows)}
+        if self.tokenizer is None:
+            self.found.problems += [(Reason.DATA_INVALID, problem) for problem in problems]
+            return
+        prepared = prepare(rows, problems, self.tokenizer, recipe.data)
+        self.figures = dict(prepared.figures)
+        self.found.facts["data"] |= prepared.figures
+        self.found.warnings += [*prepared.bad, *prepared.notes]
+        pairs = [loss for loss in recipe.losses if loss.needs.pairs]
+        if pairs and not prepared.figures.get("pairs"):
+            message = f"{pairs[0].name} needs preference rows (prompt, chosen, rejected); there are none"
+            self.found.refuse(Reason.DATA_INVALID, message, field=pairs[0].field)
+        longest = int(prepared.figures.get("longest", 0))
+        if self.info is not None and longest > self.info.max_length:
+            message = f"the longest sequence has {longest} tokens, the teacher reads at most {self.info.max_length}"
+            hint = f"set data.max_length to {self.info.max_length - 1} or less"
+            self.found.refuse(Reason.DATA_INVALID, message, field="data.max_length", hint=hint)
+
+    def _templates(self) -> None:
+        if self.info is None or self.tokenizer is None or self.recipe.data.chat_template is not None:
+            return
+        if self.info.template_digest != self.tokenizer.template_digest:
+            message = "the student's chat template is not the teacher's"
+            hint = "name the one to use in data.chat_template"
+            problem = Problem(message, file=str(self.contents.tokenizer_folder), field="student", hint=hint)
+            if self.chat_rows or self.recipe.generator is not None:
+                self.found.problems.append((Reason.TOKENIZER_MISMATCH, problem))
+            else:
+                self.found.warnings.append(problem)
+
+    def _knobs(self) -> None:
+        """Try every schedule over the whole progress: a knob out of its range must not stop a run half-way."""
+        for loss in self.recipe.losses:
+            for name, knob in loss.knobs.items():
+                if isinstance(knob, int | float):
+                    continue
+                with self.found.collect():
+                    scheduler = knob.make()
+                    values = scheduler.values()
+                    points = [] if values is not None else [i / KNOB_POINTS for i in range(KNOB_POINTS + 1)]
+                    for value in values if values is not None else (scheduler.value(p, {}) for p in points):
+                        loss.check_knob(name, value)
+
+    def _sizes(self) -> None:
+        sizes: Sizes = read_sizes(self.contents)
+        parameters = {"student": sizes.student, "teacher": self.info.parameters if self.info else None}
+        self.found.facts["parameters"] = parameters
+        if self.figures:
+            self.found.facts["training"] = steps(self.recipe, self.figures)
+        self.found.facts["memory"] = memory(self.recipe, sizes, self.info)
+        estimate = disk(self.recipe, sizes, self.info, self.figures)
+        self.found.facts["disk"] = estimate
+        need, free = estimate["need_bytes"], estimate["free_bytes"]
+        if need > free:
+            message = f"the run needs about {need:,} bytes of disk, {free:,} are free"
+            hint = "free some space, or give `output` on another disk; a run that fills the disk can go on later"
+            self.found.warnings.append(Problem(message, file=str(self.recipe.output), field="output", hint=hint))
+
+
+def _names() -> tuple[str, ...]:
+    return ("generate", "prepare", "label", "train", "twin", "evaluate", "report")

@@ -1,0 +1,66 @@
+"""`limbeck check`: the pre-flight of a recipe, and the recipe with every default."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck.cli import output
+
+if TYPE_CHECKING:
+    from limbeck.errors import Problem
+
+
+@click.command("check")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
+def command(recipe: Path, as_json: bool) -> None:
+    """Look at RECIPE and all that it names: files, rows, tokenizers, teacher, temperatures, knobs, folder, disk, memory.
+
+    Spends nothing: no weights are loaded, nothing is written. Prints what it found and the recipe with every default
+    and absolute paths; all problems in one go, with exit code 2 or 3.
+    """
+    from limbeck.cli.running import quiet_libraries
+    from limbeck.plugins import load_plugins
+    from limbeck.recipe import load_recipe
+    from limbeck.runs.folder import dump_yaml
+    from limbeck.runs.preflight import check
+
+    quiet_libraries()
+    registry = load_plugins()
+    loaded = load_recipe(recipe, registry)
+    found = check(loaded, registry)
+    if as_json:
+        if found.problems:
+            found.raise_problems()
+        warnings = [_filled(problem) for problem in found.warnings]
+        output.emit_json({"recipe": loaded.resolved(), "facts": found.facts, "warnings": warnings})
+        return
+    click.echo(f"# {loaded.path}, with every default and absolute paths")
+    click.echo(dump_yaml(loaded.resolved()).rstrip())
+    click.echo("")
+    for name, facts in found.facts.items():
+        click.echo(f"{name}: {_line(facts)}")
+    for problem in found.warnings:
+        click.echo(f"warning: {problem}")
+    found.raise_problems()
+    click.echo(f"ready: limbeck run {recipe}")
+
+
+def _filled(problem: Problem) -> dict[str, Any]:
+    return {name: value for name, value in asdict(problem).items() if value is not None}
+
+
+def _line(facts: Any) -> str:
+    if isinstance(facts, dict):
+        return ", ".join(f"{name} {_line(value)}" for name, value in facts.items() if value is not None)
+    if isinstance(facts, list | tuple):
+        return "[" + ", ".join(_line(item) for item in facts) + "]"
+    if isinstance(facts, bool) or facts is None:
+        return {True: "yes", False: "no", None: "none"}[facts]
+    if isinstance(facts, int | float):
+        return f"{facts:,.10g}" if abs(facts) < 1e15 else str(facts)
+    return str(facts)[:12] if len(str(facts)) == 64 else str(facts)

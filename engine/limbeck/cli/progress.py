@@ -1,0 +1,242 @@
+"""What a person or a machine sees of a run while it works: bars on a terminal, plain lines elsewhere, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from limbeck.cli import output
+from limbeck.runs.events import to_json
+from limbeck.v1.event_pb2 import Event
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+PLAIN_SECONDS = 60.0  # a slow stage says at least so often how far it is
+SHARES = 4  # plain lines of a stage: one at each quarter
+FIGURES = 6  # figures of a stage that are shown
+
+
+class Display(Protocol):
+    """Shows a run's events; `gone` is True once nobody reads them any more. Never raises in `__call__`."""
+
+    gone: bool
+
+    def __call__(self, event: Event) -> None: ...
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_display(*, as_json: bool) -> Display:
+    """JSON lines for `--json`, live bars where stdout is a terminal, plain lines elsewhere."""
+    import sys
+
+    if as_json:
+        return JsonLines()
+    return Bars() if sys.stdout.isatty() else Lines()
+
+
+class _Open:
+    """Nothing to open or close."""
+
+    gone = False
+
+    def __enter__(self) -> _Open:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class JsonLines(_Open):
+    """Each event's JSON mapping on a line of its own."""
+
+    def __call__(self, event: Event) -> None:
+        if self.gone:
+            return
+        try:
+            output.emit_json(json.loads(to_json(event)), line=True)
+        except BrokenPipeError:
+            self.gone = True
+
+
+class Clock:
+    """How fast a stage is: from its start in this attempt."""
+
+    def __init__(self, done: int, total: int, unit: str) -> None:
+        self.start, self.done, self.total, self.unit = done, done, total, unit
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.began
+
+    @property
+    def rate(self) -> float | None:
+        """Items a second, None before there is one."""
+        made = self.done - self.start
+        return made / self.seconds if made > 0 and self.seconds > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, where the total is known."""
+        rate = self.rate
+        return (self.total - self.done) / rate if rate and self.total else None
+
+
+class Lines(_Open):
+    """A few lines a stage, without any control code."""
+
+    def __init__(self) -> None:
+        self._clock = Clock(0, 0, "")
+        self._told = 0.0
+        self._share = 0
+        self._loss: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        kind = event.WhichOneof("kind")
+        line = None
+        if kind == "stage_started":
+            said = event.stage_started
+            self._clock = Clock(said.done, said.total, said.unit)
+            self._told, self._share, self._loss = time.monotonic(), self._quarter(), None
+            line = started_text(event)
+        elif kind == "metrics":
+            self._loss = event.metrics.values.get("loss", self._loss)
+        elif kind == "progress":
+            self._clock.done = event.progress.done
+            late = time.monotonic() - self._told >= PLAIN_SECONDS
+            whole = self._clock.total and self._clock.done >= self._clock.total
+            if not whole and (self._quarter() > self._share or late):
+                self._told, self._share = time.monotonic(), self._quarter()
+                line = f"{event.stage}: {progress_text(self._clock, self._loss)}"
+        else:
+            line = message_text(event)
+        if line is not None:
+            self._say(line)
+
+    def _quarter(self) -> int:
+        return SHARES * self._clock.done // self._clock.total if self._clock.total else 0
+
+    def _say(self, line: str) -> None:
+        if self.gone:
+            return
+        try:
+            click.echo(line)
+        except BrokenPipeError:
+            self.gone = True
+
+
+class Bars:
+    """A bar with rate and time left for the stage at work, one line for each that is done."""
+
+    gone = False
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description:<9}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self._console = output.console()
+        self._progress: Progress = Progress(*columns, console=self._console, transient=True)
+        self._task: TaskID | None = None
+        self._clock = Clock(0, 0, "")
+        self._loss: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        kind = event.WhichOneof("kind")
+        if kind == "stage_started":
+            said = event.stage_started
+            self._drop()
+            self._clock, self._loss = Clock(said.done, said.total, said.unit), None
+            total = said.total or None
+            text = progress_text(self._clock, None)
+            self._task = self._progress.add_task(event.stage, total=total, completed=said.done, text=text)
+        elif kind == "metrics":
+            self._loss = event.metrics.values.get("loss", self._loss)
+        elif kind == "progress" and self._task is not None:
+            self._clock.done = event.progress.done
+            text = progress_text(self._clock, self._loss)
+            self._progress.update(self._task, completed=event.progress.done, text=text)
+        else:
+            line = message_text(event)
+            if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted"):
+                self._drop()
+            if line is not None:
+                self._console.print(line, markup=False, highlight=False)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def started_text(event: Event) -> str:
+    """What is said when a stage begins."""
+    said = event.stage_started
+    total = f"{said.total:,} {said.unit}" if said.total else said.unit
+    before = f", {said.done:,} done before" if said.done else ""
+    return f"{event.stage}: {total}{before}"
+
+
+def progress_text(clock: Clock, loss: float | None) -> str:
+    """`40 of 160 rows, 2.1 rows/s, 57 s left, loss 1.23`."""
+    parts = [f"{clock.done:,} of {clock.total:,} {clock.unit}" if clock.total else f"{clock.done:,} {clock.unit}"]
+    if clock.rate is not None:
+        parts.append(f"{clock.rate:,.3g} {clock.unit}/s" if clock.rate < 1000 else f"{clock.rate:,.0f} {clock.unit}/s")
+    if clock.left is not None:
+        parts.append(f"{duration(clock.left)} left")
+    if loss is not None:
+        parts.append(f"loss {loss:.4g}")
+    return ", ".join(parts)
+
+
+def message_text(event: Event) -> str | None:
+    """The line that an event leaves behind; None for one that leaves none."""
+    kind = event.WhichOneof("kind")
+    if kind == "stage_finished":
+        said = event.stage_finished
+        figures = [f"{name} {value:,.6g}" for name, value in sorted(said.figures.items()) if value][:FIGURES]
+        how = "there already" if said.skipped else f"done in {duration(said.seconds)}"
+        return f"{event.stage}: {how}" + (f" ({', '.join(figures)})" if figures else "")
+    if kind == "warning":
+        return f"warning: {event.warning.message} [{event.warning.reason}]"
+    if kind == "rewound":
+        said_of = event.rewound
+        start = f"from step {said_of.to_step}" if said_of.to_step else "from the start"
+        lines = [f"{event.stage}: goes on {start}", *(f"  passed over {fault}" for fault in said_of.rejected)]
+        return "\n".join(lines)
+    if kind == "knob_changed" and event.knob_changed.before != event.knob_changed.after:
+        said_knob = event.knob_changed
+        return f"{event.stage}: {said_knob.knob} {said_knob.before:g} → {said_knob.after:g} at step {event.step}"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `57 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

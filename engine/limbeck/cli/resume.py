@@ -1,0 +1,30 @@
+"""`limbeck resume`: go on with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("resume")
+@click.argument("run_or_recipe", type=click.Path(path_type=Path))
+@click.option("--allow-changed", is_flag=True, help="Go on as far as possible with a recipe that has changed.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on stdout, everything else on stderr.")
+def command(run_or_recipe: Path, allow_changed: bool, as_json: bool) -> None:
+    """Go on with a run that was interrupted: RUN_OR_RECIPE is its folder, or its recipe.
+
+    Refuses a recipe that has changed since, naming each difference. A project that was moved as a whole is the same.
+    """
+    from limbeck.cli.running import start
+    from limbeck.plugins import load_plugins
+    from limbeck.recipe import Recipe, load_recipe
+    from limbeck.runs.folder import find_recipe
+
+    registry = load_plugins()
+
+    def load() -> Recipe:
+        recipe = find_recipe(run_or_recipe) if run_or_recipe.is_dir() else run_or_recipe
+        return load_recipe(recipe, registry)
+
+    start(load, registry, as_json=as_json, resume=True, allow_changed=allow_changed)

@@ -1,0 +1,125 @@
+"""What `run` and `resume` share: signals, the display, the summary at the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck.cli import output
+from limbeck.cli.progress import Display, make_display
+from limbeck.errors import EXIT_SIGINT, LimbeckError
+from limbeck.runs.pipeline import run_recipe
+from limbeck.runs.stage import Interrupted
+from limbeck.runs.stopping import EXIT_CODES, StopSignal
+
+if TYPE_CHECKING:
+    from limbeck.plugins import Registry
+    from limbeck.recipe import Recipe
+
+GONE = "SIGPIPE"  # nobody reads the events any more
+
+
+def start(
+    load: Callable[[], Recipe],
+    registry: Registry,
+    *,
+    as_json: bool,
+    resume: bool = False,
+    allow_changed: bool = False,
+) -> None:
+    """Run a recipe to its end and print where its output is. Leaves with the documented exit code otherwise."""
+    quiet_libraries()
+    try:
+        recipe = load()
+        with StopSignal() as signals, make_display(as_json=as_json) as display:
+            folder = run_recipe(
+                recipe,
+                registry,
+                display=display,
+                stop=lambda: signals() or (GONE if display.gone else None),
+                resume=resume,
+                allow_changed=allow_changed,
+            )
+    except Interrupted as interrupted:
+        sys.exit(_interrupted(interrupted.signal, recipe, display, as_json))
+    except KeyboardInterrupt:
+        sys.exit(_interrupted("SIGINT", recipe, display, as_json))
+    except LimbeckError as error:
+        if not as_json:
+            raise
+        output.emit_json(output.error_json(error), line=True)
+        sys.exit(error.exit_code)
+    if display.gone:
+        raise BrokenPipeError
+    if as_json:
+        output.emit_json({"result": _places(folder)}, line=True)
+    else:
+        _summary(folder)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice of libraries out of what this program shows; warnings stay."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _interrupted(signal: str, recipe: Recipe, display: Display, as_json: bool) -> int:
+    if signal == GONE:
+        raise BrokenPipeError
+    command = f"limbeck resume {shlex.quote(_short(recipe.path))}"
+    text = f"stopped by {signal}; what was done is saved. To go on:\n  {command}"
+    click.echo(text, err=True)
+    if as_json and not display.gone:
+        output.emit_json({"interrupted": {"signal": signal, "resume": command}}, line=True)
+    return EXIT_CODES.get(signal, EXIT_SIGINT)
+
+
+def _places(folder: Path) -> dict[str, str]:
+    return {
+        "run": str(folder),
+        "student": str(folder / "student"),
+        "report": str(folder / "report" / "index.html"),
+        "figures": str(folder / "report" / "report.json"),
+    }
+
+
+def _short(path: Path) -> str:
+    """The path as a person here would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _summary(folder: Path) -> None:
+    from limbeck.report.figures import read_figures
+
+    report = read_figures(folder)
+    click.echo("")
+    for line in table(report.evaluation.models):
+        click.echo(line)
+    click.echo(f"\n{report.verdict.text}")
+    click.echo(f"student  {_short(folder / 'student')}")
+    click.echo(f"report   {_short(folder / 'report' / 'index.html')}")
+
+
+def table(models: Any) -> list[str]:
+    """The comparison as aligned text, one line a model."""
+    from limbeck.report import numbers
+
+    head = ["", "parameters", "bytes", "tokens/s", "perplexity", "KL to teacher", "top-1"]
+    rows = [head]
+    for name in ("teacher", "untrained", "twin", "student"):
+        model = models.get(name)
+        if model is not None:
+            cells = [numbers.count(model.parameters), numbers.size(model.bytes), numbers.short(model.tokens_per_second)]
+            cells += [numbers.short(model.perplexity), numbers.short(model.forward_kl)]
+            rows.append([name, *cells, numbers.percent(model.top1_agreement)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]

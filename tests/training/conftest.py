@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,9 @@ VOCAB = 64
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.freeze()  # each training ends with a collection, which would look at all that the imports made
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

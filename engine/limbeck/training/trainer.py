@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from limbeck.data.sequence import TokenSequence
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.files import disk_errors, write_json
+from limbeck.files import disk_errors
 from limbeck.functional import Term, check_finite, collate
 from limbeck.signals import Signal
 from limbeck.training import state as tensors
@@ -228,7 +228,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
                 torch.save(self.optimizer.state_dict(), folder / tensors.OPTIMIZER)
                 torch.save(self.lr_scheduler.state_dict(), folder / tensors.SCHEDULER)
                 self.state.save_to_json(str(folder / "trainer_state.json"))
-                write_json(folder / STATE, self._own_state())
+                (folder / STATE).write_text(json.dumps(self._own_state()))
         self.accelerator.wait_for_everyone()
         if main:
             checkpoint, size = self._checkpoints.commit(step, self._note)

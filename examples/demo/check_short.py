@@ -26,7 +26,8 @@ layers = model.config.num_hidden_layers
 assert layers == 9 and len(model.model.layers) == 9, f"the student has {layers} layers, not 9"
 assert not [name for name, _ in model.named_parameters() if "limbeck" in name]
 made = model.generate(ids, max_new_tokens=4, do_sample=False)
-print(f"transformers alone: {sum(p.numel() for p in model.parameters()):,} parameters, says {tokenizer.decode(made[0])!r}")
+count = sum(parameter.numel() for parameter in model.parameters())
+print(f"transformers alone: {count:,} parameters, says {tokenizer.decode(made[0])!r}")
 """
 
 

@@ -10,8 +10,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import Distribution, DistributionFinder, EntryPoint
 from typing import TYPE_CHECKING, Any, get_args
 
 import pluggy
@@ -148,11 +149,7 @@ def _entry_points() -> Iterator[tuple[Distribution, EntryPoint, Exception | None
     """Entry points of our group. Of a distribution found twice the first on the path counts, as for imports."""
     seen: set[str] = set()
     for folder in dict.fromkeys(sys.path):
-        try:
-            found = list(distributions(path=[folder or "."]))
-        except Exception:  # a finder that breaks on one folder must not hide the plugins of the others
-            continue
-        for distribution in found:
+        for distribution in _distributions(folder or "."):
             try:
                 text = distribution.read_text("entry_points.txt") or ""
             except Exception:  # a neighbour that nobody can read says nothing about plugins
@@ -171,6 +168,15 @@ def _entry_points() -> Iterator[tuple[Distribution, EntryPoint, Exception | None
                 continue
             for point in points:
                 yield distribution, point, None
+
+
+def _distributions(folder: str) -> Iterator[Distribution]:
+    """Every distribution of a folder, by each finder: one that breaks hides nothing but its own."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_distributions", None)
+        if find is not None:
+            with suppress(Exception):
+                yield from list(find(DistributionFinder.Context(path=[folder])))
 
 
 def _identity(distribution: Distribution) -> tuple[str, str]:

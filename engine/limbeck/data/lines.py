@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ def _parse(file: str, line: int, raw: bytes) -> tuple[dict[str, Any] | None, lis
         message = f"byte 0x{raw[error.start]:02x} is not UTF-8"
         return None, [Problem(message, file=file, line=line, column=column, hint="save the file as UTF-8")]
     problems: list[Problem] = []
-    for _ in range(_MOST_REPAIRS):
+    for repairs in range(_MOST_REPAIRS):
         try:
             value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
         except json.JSONDecodeError as error:
-            problems.append(_syntax(file, line, text, error))
+            problem = _syntax(file, line, text, error)
+            problems.append(replace(problem, column=(problem.column or 1) - repairs))
             if error.msg != _COMMA or error.pos >= len(text) or text[error.pos] not in '"{[':
                 return None, problems
             text = f"{text[: error.pos]},{text[error.pos :]}"  # only to find what else is wrong with the line

@@ -23,6 +23,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 NOTES = ("id", "metadata", "source", "lineage")
+_EVERY_KEY = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_KEYS = ("role", "content", "weight", "name", "tool_call_id")
 # What other tools call our keys.
@@ -96,7 +97,7 @@ def check_value(value: dict[str, Any]) -> tuple[dict[str, Any], RowFormat | None
     keys = KEYS[format_] + (("finish_reason",) if format_ in ("completion", "messages") else ())
     for key in value:
         if key not in keys and key not in NOTES:
-            problems.append(_unknown(key, key, keys, f"in a row with {_listed(KEYS[format_])}", NOTES))
+            problems.append(_unknown(key, key, (*keys, *NOTES), f"in a row with {_listed(KEYS[format_])}", _EVERY_KEY))
     _check_fields(value, format_, problems)
     if format_ == "messages" and not problems:
         roles = [message["role"] for message in value["messages"]]
@@ -116,10 +117,9 @@ def _format(value: dict[str, Any], problems: list[Problem]) -> RowFormat | None:
         problems.append(Problem(f"{_listed(mixed)} belong to different formats", hint=_FORMATS))
         return None
     if not leads:
-        known = sorted({key for keys in KEYS.values() for key in keys})
         found = len(problems)
         for key in value:
-            if key not in NOTES and (meant := _meant(key, known)):
+            if key not in NOTES and (meant := _meant(key, _EVERY_KEY)):
                 problems.append(Problem("unknown key", field=key, hint=f"did you mean {meant}?"))
         if len(problems) == found:
             problems.append(Problem(f"no key of a known format among {_listed(list(value))}", hint=_FORMATS))
@@ -273,7 +273,7 @@ def bare(message: Message) -> Message:
 
 def _unknown(field: str, key: str, known: Sequence[str], where: str, also: Sequence[str] = ()) -> Problem:
     meant = _meant(key, [*known, *also])
-    hint = f"did you mean {meant}?" if meant else f"allowed: {', '.join([*known, *also])}"
+    hint = f"did you mean {meant}?" if meant else f"allowed: {', '.join(known)}"
     return Problem(f"unknown key {where}", field=field, hint=hint)
 
 

@@ -104,9 +104,9 @@ class Tokenizer:
         return self.encode(pieces)[0]
 
     def decode(self, ids: Any) -> str:
-        """The text of ids, special tokens skipped."""
+        """The text of ids, special tokens skipped. Ids that do not begin with <bos> go on from other text."""
         numbers = [int(i) for i in ids]
-        if not self._puts_space:
+        if not self._puts_space or numbers[:1] == [self.hf.bos_token_id]:
             return self._decode(numbers)
         # Such a tokenizer drops the space of the first token, which is the text's own where it goes on from a prompt.
         anchor = list(self._plain.encode("a", add_special_tokens=False).ids)

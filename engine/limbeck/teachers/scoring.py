@@ -120,7 +120,8 @@ class _Batch:
         values = best.values.cpu().numpy().astype(np.float64)
         # one row's mass: the k best exactly, in float64, and a logsumexp over the complement
         tail_1 = _complement(rest, 1.0)
-        total_1 = np.logaddexp(logsumexp(values), tail_1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total_1 = np.logaddexp(logsumexp(values), tail_1)
         self._refuse(~np.isfinite(total_1), start)
         for name in picked.keys() & {"target", "drawn_logprobs"}:
             picked[name] = (picked[name].T - total_1).T

@@ -3,9 +3,9 @@
 Example::
 
     class TestMine(TeacherConformance):
-        @pytest.fixture(scope="class")
+        @pytest.fixture
         def teacher(self):
-            return MyTeacher(MyConfig(...))
+            return MyTeacher(MyConfig(...))  # or a session's fixture, where making one is slow
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TeacherConformance:
 
     tolerance = 1e-4  # of log-probabilities between batches
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def teacher(self) -> Teacher:
         """The teacher under test."""
         raise NotImplementedError("give a fixture `teacher`")
@@ -134,6 +134,7 @@ class TeacherConformance:
             signal = found[item.item_id]
             assert signal.full is not None
             following = item.ids[item.first_row + 1 : item.first_row + item.n + 1]
+            assert signal.target is not None
             np.testing.assert_allclose(signal.target, signal.full[np.arange(item.n), following], atol=self.tolerance)
 
     def test_a_row_reads_no_token_behind_it(self, teacher: Teacher, items: list[ScoreItem]) -> None:

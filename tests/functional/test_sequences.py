@@ -46,7 +46,7 @@ def dpo(logits: Tensor, batch: SignalBatch, beta: float) -> Tensor:
     """−log σ(beta · (margin of the chosen − margin of the rejected)), written out pair by pair (Rafailov et al.)."""
     student = torch.log_softmax(logits, 1)[torch.arange(N), batch.labels]
     reference = batch.answers["target"].at[1.0][0][:, 0]
-    margin = [(student - reference)[ROW_N == row].sum() for row in range(4)]
+    margin = [(student - reference)[row == ROW_N].sum() for row in range(4)]
     values = [-torch.log(torch.sigmoid(beta * (margin[c] - margin[r]))) for c, r in ((0, 1), (3, 2))]
     return torch.stack(values)
 
@@ -147,7 +147,7 @@ def test_hidden_mse_is_the_mean_squared_error_through_its_projection(make: Calla
     hidden, weight = normal(0, N, D).requires_grad_(), normal(1, V, D).requires_grad_()
     batch = SignalBatch(torch.arange(N), hidden=teacher)
     out = head_loss(hidden, Head(weight), batch, [term], {"hidden_mse": values}, features=student)
-    maps = [p for p in term.parameters] or [torch.eye(D, dtype=torch.float64)] * 2
+    maps = list(term.parameters) or [torch.eye(D, dtype=torch.float64)] * 2
     errors = [student[1] @ maps[0].T - teacher[2], student[2] @ maps[1].T - teacher[4]]
     expected = torch.stack([(error**2).mean() for error in errors]).mean()
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=1e-12)

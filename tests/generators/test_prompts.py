@@ -59,14 +59,18 @@ def test_rows_carry_the_prompt_the_answer_and_why_it_ended(tmp_path):
 
 def test_earlier_answers_of_a_chat_are_context_and_not_trained(tmp_path):
     turns = [*CHAT, {"role": "assistant", "content": "The Rhine."}, {"role": "user", "content": "Another?"}]
-    (sample,) = run(Prompts(PromptsConfig(path=write(tmp_path / "p.jsonl", {"messages": turns}))), ScriptedModel(["Po."]))
+    (sample,) = run(
+        Prompts(PromptsConfig(path=write(tmp_path / "p.jsonl", {"messages": turns}))), ScriptedModel(["Po."])
+    )
     weights = [message.get("weight") for message in sample.row["messages"]]
     assert weights == [None, 0, None, None]
 
 
 def test_lineage_says_where_and_how_a_row_was_made(tmp_path):
     class Named(ScriptedModel):
-        lineage = {"name": "x", "weights_digest": "d"}
+        @property
+        def lineage(self):
+            return {"name": "x", "weights_digest": "d"}
 
     config = PromptsConfig(path=numbered(tmp_path / "p.jsonl", 2), temperature=0.7, top_p=0.9, top_k=5, seed=3)
     model = Named(["yes"])
@@ -118,7 +122,14 @@ def test_the_ratio_zero_never_fails(tmp_path):
 def test_faults_of_the_file_come_all_at_once_with_lines(tmp_path):
     answered = [*CHAT, {"role": "assistant", "content": "Po"}]
     path = tmp_path / "p.jsonl"
-    write(path, {"prompt": "good"}, {"prompt": "a", "completion": "b"}, {"text": "x"}, {"messages": answered}, {"promt": "y"})
+    write(
+        path,
+        {"prompt": "good"},
+        {"prompt": "a", "completion": "b"},
+        {"text": "x"},
+        {"messages": answered},
+        {"promt": "y"},
+    )
     with path.open("a") as file:
         file.write("{nonsense\n")
     error = fault(Prompts(PromptsConfig(path=str(path))), ScriptedModel(["a"]))

@@ -44,7 +44,10 @@ def test_padding_and_batches_change_no_number(pair, monkeypatch):
     teacher, reference = pair
     monkeypatch.setattr(model_module, "CHUNK_BYTES", 4 * VOCAB * 7)  # rows of one item in several chunks
     teacher._model = None
-    items = [ScoreItem(i, ids, min(1, len(ids) - 2), len(ids) - 1 - min(1, len(ids) - 2)) for i, ids in enumerate(sequences(LENGTHS))]
+    items = [
+        ScoreItem(i, ids, min(1, len(ids) - 2), len(ids) - 1 - min(1, len(ids) - 2))
+        for i, ids in enumerate(sequences(LENGTHS))
+    ]
     want = Want(top_k=9, temperatures=(0.5, 1.0, 4.0), target=True, full=True, layers=(0, 1, 4, -1))
     found = ask(scores(teacher, items, want))
     assert teacher._model.chunk_rows == 7
@@ -98,7 +101,7 @@ def test_tails_of_peaked_rows_are_exact(llama, tmp_path, data):
         outside = reference.logprobs(ids, temperature)[:39]
         np.put_along_axis(outside, signal.top_k.ids.astype(np.int64), -np.inf, axis=1)
         expected = np.logaddexp.reduce(outside, axis=1)
-        assert expected.min() < -20
+        assert expected.min() < -16
         np.testing.assert_allclose(signal.top_k.tails[:, column], expected, rtol=1e-5, atol=5e-4)
 
 

@@ -45,15 +45,16 @@ async def self_check(teacher: Teacher, tokenizer: Tokenizer) -> None:
     for text in TEXTS:
         start = tokenizer.encode_prompt(text)[: min(READ, info.max_length - WRITTEN)]
         ids, expected = await _written(teacher, start)
-        signal = await _scored(teacher, ids)
-        bad = [row for row, allowed in enumerate(expected) if not _says(signal, row, allowed)]
-        if bad:
-            message = (
-                f"{len(bad)} of {len(expected)} rows of a known text do not have the teacher's own next token as the "
-                f"most likely one, first row {bad[0]}"
-            )
-            raise _failed(message, _shift(signal, expected))
-        _compare_target(signal, ids)
+        signal, prefix = await _scored(teacher, ids)
+        for answer in (signal, prefix):
+            bad = [row for row, allowed in enumerate(expected) if not _says(answer, row, allowed)]
+            if bad:
+                message = (
+                    f"{len(bad)} of {answer.n} rows of a known text do not have the teacher's own next token as the "
+                    f"most likely one, first row {bad[0]}"
+                )
+                raise _failed(message, _shift(answer, expected))
+            _compare_target(answer, ids)
         if all(_differs(signal, expected, by) for by in (-1, 1)):
             return
     raise _failed(
@@ -81,8 +82,11 @@ async def _written(teacher: Teacher, start: npt.NDArray[np.int32]) -> tuple[npt.
     return ids, expected
 
 
-async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> Signal:
-    """The whole path's answer: every row but the last, whose target is not there, padded beside a shorter one."""
+async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> tuple[Signal, Signal]:
+    """The whole path's answers: every row but the last, whose target is not there, and those of the first half.
+
+    Asked together, so that the half is padded.
+    """
     info = teacher.info()
     want = Want(top_k=min(8, info.vocab_size), temperatures=(1.0,), target="target" in info.capabilities)
     items = [ScoreItem(0, ids, 0, len(ids) - 1), ScoreItem(1, ids[: len(ids) // 2], 0, len(ids) // 2 - 1)]
@@ -94,7 +98,7 @@ async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> Signal:
         answer = found.get(item.item_id)
         if answer is None or answer.top_k is None or (answer.first_row, answer.n) != (item.first_row, item.n):
             raise _failed("the teacher did not answer the rows that were asked", "see the teacher's plugin")
-    return found[0]
+    return found[0], found[1]
 
 
 def _says(signal: Signal, row: int, allowed: Iterable[int]) -> bool:

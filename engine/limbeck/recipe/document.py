@@ -55,12 +55,12 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def problem(self, at: Path_, message: str, hint: str | None = None, *, key: bool = False) -> Problem:
-        """A problem of the value at `at` (or of its key), at the nearest place that exists in the file."""
-        marks = {**self.values, **self.keys} if key else self.values
+        """A problem of the value at `at`, or of its key. What is not there has the place of the key above it."""
         near = at
-        while near and near not in marks:
+        while near and near not in self.values:
             near = near[:-1]
-        mark = marks.get(near)
+        above = near != at
+        mark = (self.keys.get(near) if key or above else None) or self.values.get(near)
         line, column = (mark.line, mark.column) if mark else (None, None)
         return Problem(message, str(self.path), line, column, field_text(at) or None, hint)
 

@@ -90,6 +90,8 @@ def _place(document: Document, at: Path_, details: ErrorDetails) -> Path_:
 def _problem(
     document: Document, at: Path_, place: Path_, errors: list[ErrorDetails], model: type[BaseModel]
 ) -> Problem:
+    if not _only_types(errors):  # the arm of the right type tells what is wrong
+        errors = [details for details in errors if details["type"] not in _EXPECTED]
     first = errors[0]
     value = document.at(place)
     kind = first["type"]
@@ -108,13 +110,17 @@ def _problem(
     if _only_types(errors):
         return _wrong_type(document, place, value, errors)
     if kind == "too_short":
-        return document.problem(place, f"must have at least {first['ctx']['min_length']} entries, not {len(value)}")
+        return document.problem(place, f"must have at least {_entries(first['ctx']['min_length'])}, not {len(value)}")
     if kind == "too_long":
-        return document.problem(place, f"must have at most {first['ctx']['max_length']} entries, not {len(value)}")
+        return document.problem(place, f"must have at most {_entries(first['ctx']['max_length'])}, not {len(value)}")
     if kind == "string_too_short":
         return document.problem(place, "must not be empty")
     messages = dict.fromkeys(details["msg"].removeprefix("Value error, ") for details in errors)
     return document.problem(place, "; ".join(messages))
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"
 
 
 def _wrong_type(document: Document, place: Path_, value: Any, errors: list[ErrorDetails]) -> Problem:

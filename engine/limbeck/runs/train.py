@@ -81,14 +81,22 @@ def first_student(contents: Contents) -> Student:
 
 def plain_cross_entropy() -> BoundLoss:
     """The twin's only loss, as a recipe would bind it."""
-    from limbeck.interfaces import LossConfig
     from limbeck.losses import PLUGINS
     from limbeck.plugins import Entry
     from limbeck.recipe import BoundLoss
+    from limbeck.recipe.bound import knob_bounds
 
     plugin = next(plugin for plugin in PLUGINS if plugin.name == "cross_entropy")
-    config = LossConfig(name=plugin.name)
-    return BoundLoss(Entry(plugin, "loss", "limbeck", ""), config, "losses[0]")  # type: ignore[call-arg]
+    config = plugin.config(name=plugin.name)
+    return BoundLoss(
+        name=plugin.name,
+        entry=Entry(plugin, "loss", "limbeck", ""),
+        config=config,
+        needs=plugin.needs(config),
+        field="losses[0]",
+        knobs={"weight": 1.0},
+        bounds=knob_bounds(plugin.config),
+    )
 
 
 def _common(contents: Contents) -> dict[str, Any]:

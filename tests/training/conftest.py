@@ -14,7 +14,7 @@ import torch
 
 from limbeck.data import TokenSequence
 from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import Needs
+from limbeck.interfaces import KnobMark, Needs
 from limbeck.losses import PLUGINS as LOSSES
 from limbeck.recipe.schema import SignalsSpec, StudentSpec
 from limbeck.recipe.training import TrainingSpec
@@ -80,9 +80,12 @@ class Loss:
 
 def loss(plugin_name: str, **options: Any) -> Loss:
     plugin = next(plugin for plugin in LOSSES if plugin.name == plugin_name)
-    knobs: dict[str, Any] = {"weight": options.pop("weight", 1.0)}
-    if "temperature" in plugin.config.model_fields:
-        knobs["temperature"] = options.pop("temperature", 1.0)
+    scheduled = [
+        name
+        for name, info in plugin.config.model_fields.items()
+        if any(isinstance(mark, KnobMark) for mark in info.metadata)
+    ]
+    knobs = {name: options.pop(name, plugin.config.model_fields[name].default) for name in scheduled}
     numbers = {name: value for name, value in knobs.items() if isinstance(value, float)}
     config = plugin.config.model_validate({**options, **numbers})
     return Loss(plugin, config, options.get("name", "") or plugin_name, knobs)
@@ -233,3 +236,16 @@ class HiddenSource:
 
 def hidden_source(sequences: Sequence[TokenSequence], width: int) -> HiddenSource:
     return HiddenSource(width)
+
+
+def tiny_student_without_dropout() -> Student:
+    return Student(tiny_model("llama", VOCAB, seed=3), Path("nowhere"))
+
+
+def poisoned(signal: Signal, really: bool) -> Signal:
+    """A teacher that calls all but its first ids impossible: reverse KL with the tail is infinite there."""
+    if not really or signal.top_k is None:
+        return signal
+    top = signal.top_k
+    tails = np.full_like(top.tails, -np.inf)
+    return Signal(signal.first_row, signal.n, TopK(top.ids, top.u, tails, top.temperatures), signal.target)

@@ -84,6 +84,7 @@ def _arguments(job: TrainJob, settings: dict[str, Any]) -> TrainingArguments:
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=False,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused there
     )
     if args.n_gpu > 1:
         args._n_gpu = 1  # no DataParallel: several GPUs are for one process each

@@ -317,3 +317,34 @@ def test_each_split_counts_its_own_sequences_and_pairs(tok: Load, spec: Spec) ->
         assert [sequence.index for sequence in side] == list(range(size))
         assert [sequence.pair for sequence in side] == [i // 2 for i in range(size)]
     assert prepared.figures["holdout_rows"] == 3
+
+
+def test_a_split_row_keeps_the_answers_that_the_limit_leaves(tok: Load, spec: Spec, chat: Chat) -> None:
+    tokenizer = tok("tok_a", "rewrites_history")
+    row = chat(
+        ("user", "q1"), ("assistant", "<think>t</think>a1"), ("user", "long " * 20), ("assistant", "<think>u</think>a2")
+    )
+    prepared = prepare([row], [], tokenizer, spec(max_length=60))
+    assert [trained_texts(tokenizer, s) for s in prepared.train] == [["<think>t</think>a1<end_of_turn>"]]
+    assert prepared.figures["truncated"] == 1
+    assert prepared.figures["lost_bytes"] == len("<think>u</think>a2")
+
+
+def test_no_token_reaches_from_a_chat_prompt_into_its_answer(
+    data: Path, tmp_path: Path, spec: Spec, chat: Chat
+) -> None:
+    template = tmp_path / "dots.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + '.' + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant.' }}{% endif %}"
+    )
+    tokenizer = Tokenizer.load(data / "tok_b", chat_template=template)
+    row = chat(("user", "memory"), ("assistant", "more"), ("user", "m"), ("assistant", "m"))
+    (sequence,) = prepare([row], [], tokenizer, spec()).train
+    messages = row.value["messages"]
+    for end in (1, 3):
+        prompt = tokenizer.encode_prompt(messages[:end])
+        assert sequence.ids[: len(prompt)].tolist() == prompt.tolist()
+        assert sequence.trained[len(prompt)]
+        assert not sequence.trained[len(prompt) - 1]
+    assert trained_texts(tokenizer, sequence) == ["more", "m<eos>"]

@@ -137,28 +137,30 @@ def _is_chat(row: Row) -> bool:
 def _encode(row: Row, tokenizer: Tokenizer, max_length: int) -> _Encoded:
     """Every sequence of a row. Raises _Bad."""
     notes: list[Problem] = []
-    flags = {"truncated": 0, "tokens": 0, "bytes": 0}
     sequences: list[TokenSequence] = []
+    cuts: list[tuple[int, int]] = []  # trained tokens and bytes that the limit took, by sequence
+    emptied: _Bad | None = None
     for pieces, chosen, name in _pieces(row, tokenizer, notes):
         ids, trained, offsets = tokenizer.encode(pieces)
         if not (trained & (offsets[:, 1] > offsets[:, 0])).any():
             raise _Bad("nothing to train: no token of the answer's text is a target", name)
-        own = max_length + (len(ids) - _own(tokenizer, ids))
-        lost = int(trained[own:].sum())
+        limit = max_length + len(ids) - _own(tokenizer, ids)
+        lost, lost_bytes = int(trained[limit:].sum()), int(np.diff(offsets[limit:])[trained[limit:]].sum())
         if lost:
-            lost_bytes = int((offsets[own:, 1] - offsets[own:, 0])[trained[own:]].sum())
-            flags = {"truncated": 1, "tokens": flags["tokens"] + lost, "bytes": flags["bytes"] + lost_bytes}
-        ids, trained, offsets = ids[:own], trained[:own], offsets[:own]
-        if not trained.any():
-            raise _Bad(_too_long(tokenizer, pieces, max_length), name)
-        if lost:
+            cuts.append((lost, lost_bytes))
             what = f"cut to {max_length} tokens: the last {lost} trained tokens ({lost_bytes} bytes) are lost"
             notes.append(Problem(what, file=row.source, line=row.line, field=name))
-        end = int(np.flatnonzero(trained)[-1]) + 1  # what follows the last target is nobody's context
-        sequences.append(TokenSequence(0, ids[:end], trained[:end], offsets[:end], row.source, row.line, chosen=chosen))
+        if not trained[:limit].any():
+            emptied = _Bad(_too_long(tokenizer, pieces, max_length), name)
+            continue
+        end = int(np.flatnonzero(trained[:limit])[-1]) + 1  # what follows the last target is nobody's context
+        place = (row.source, row.line)
+        sequences.append(TokenSequence(0, ids[:end], trained[:end], offsets[:end], *place, chosen=chosen))
+    if emptied is not None and (not sequences or row.format == "preference"):
+        raise emptied
     if row.format == "preference" and np.array_equal(sequences[0].ids, sequences[1].ids):
         raise _Bad("chosen and rejected are the same tokens", "rejected", f"within max_length {max_length}")
-    return _Encoded(sequences, notes, bool(flags["truncated"]), flags["tokens"], flags["bytes"])
+    return _Encoded(sequences, notes, bool(cuts), sum(cut[0] for cut in cuts), sum(cut[1] for cut in cuts))
 
 
 def _own(tokenizer: Tokenizer, ids: npt.NDArray[np.int32]) -> int:

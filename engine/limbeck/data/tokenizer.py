@@ -63,7 +63,7 @@ class Tokenizer:
         if text is not None:
             hf.chat_template = text
         controls = {token.content: int(number) for number, token in hf.added_tokens_decoder.items() if token.special}
-        added = tuple(token.content for token in hf.added_tokens_decoder.values())
+        added = tuple(token.content for token in hf.added_tokens_decoder.values() if token.content.strip())
         template = Template(hf, text, tuple(controls), added) if text is not None else None
         ends = eos_ids(hf, folder, template)
         bos_id, strips = bos_rule(hf, folder, bos, template)

@@ -168,8 +168,22 @@ def _abandon_stdout() -> None:
     os.close(null)
 
 
+def _ensure_streams() -> None:
+    """Where the caller closed stdout or stderr, open the null device: else the next file opened would take its place."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+
+
 def main(args: Sequence[str] | None = None) -> Any:
     """Entry point of the console script."""
+    _ensure_streams()
     if "_LIMBECK_COMPLETE" in os.environ:
         return cli.main(prog_name="limbeck")  # shell completion
     sys.exit(run(sys.argv[1:] if args is None else args))

@@ -35,12 +35,8 @@ def machine_output() -> Iterator[None]:
         yield
         return
     sys.stdout.flush()
-    try:
-        real = os.dup(1)
-    except OSError:  # started without a stdout
-        real = os.open(os.devnull, os.O_WRONLY)
     before = sys.stdout
-    _machine = os.fdopen(real, "w", encoding="utf-8")
+    _machine = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:
@@ -81,9 +77,13 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console: as wide as the text needs, and without a code of colour, where it is not a terminal."""
     from rich.console import Console
 
+    class QuietConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would leave with code 1
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
-    return Console(
+    return QuietConsole(
         file=stream,
         force_terminal=terminal,
         no_color=not terminal or None,

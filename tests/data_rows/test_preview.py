@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from limbeck.cli.main import run
 from limbeck.cli.preview import command
 from limbeck.errors import LimbeckError, Reason
 
@@ -48,6 +49,12 @@ def test_json_holds_ids_masks_problems_and_nothing_else_is_printed(data: Path) -
     assert shown["text"] == "<bos>p4⟦x<eos>⟧"
     assert [problem["line"] for problem in value["problems"]] == [1, 2, 3, 5, 6]
     assert value["figures"]["trained_tokens"] == 2
+
+
+def test_the_command_line_gives_json_alone_on_stdout(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["preview", str(data / "C39" / "rows.jsonl"), "--tokenizer", str(data / "tok_b"), "--json"]
+    assert run(arguments) == 0
+    assert len(json.loads(capfd.readouterr().out)["sequences"]) == 4
 
 
 def test_good_rows_end_with_0_and_as_many_are_shown_as_asked(data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -35,6 +34,7 @@ def command(
     ⟦ and ⟧ elsewhere; a control token that is only spelled in a text has a backslash before it. Bad rows are listed
     with their reasons; where there are any, and they are not to be set aside, the exit code is 2.
     """
+    from limbeck.cli.output import emit_json
     from limbeck.data import read_rows
 
     files, spec, loaded = _inputs(path, tokenizer, chat_template, max_length)
@@ -42,7 +42,7 @@ def command(
     prepared, problems = _prepare(rows, problems, loaded, spec)
     sequences = _in_order(prepared, files)[:count]
     if as_json:
-        click.echo(json.dumps(_as_json(loaded, prepared, problems, sequences), ensure_ascii=False, indent=2))
+        emit_json(_as_json(loaded, prepared, problems, sequences))
     else:
         _print(loaded, prepared, problems, sequences)
     if problems and (spec.on_bad_row == "error" or not sequences):

@@ -169,7 +169,7 @@ def _abandon_stdout() -> None:
 
 
 def _ensure_streams() -> None:
-    """Where the caller closed stdout or stderr, open the null device: else the next file opened would take its place."""
+    """Where the caller closed stdout or stderr, open the null device: the next file would take its place."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)

@@ -97,7 +97,7 @@ class SignalsSpec(Config):
 
     source: Literal["cached", "online"] = Field(
         "cached",
-        description="`cached`: scored once, stored, used in every epoch. `online`: asked of it while training, "
+        description="`cached`: scored once, stored, used in every epoch. `online`: the teacher is asked at each step, "
         "which losses on hidden states and the whole vocabulary need.",
     )
 

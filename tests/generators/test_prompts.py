@@ -49,9 +49,9 @@ class TestConformance(GeneratorConformance):
 
 
 def test_rows_carry_the_prompt_the_answer_and_why_it_ended(tmp_path):
-    path = write(tmp_path / "p.jsonl", {"prompt": "one"}, {"messages": CHAT}, {"prompt": CHAT})
+    path = write(tmp_path / "p.jsonl", {"prompt": "one", "id": "x"}, {"messages": CHAT}, {"prompt": CHAT})
     first, second, third = run(Prompts(PromptsConfig(path=path)), ScriptedModel(["a", "b", "c"], "length"))
-    assert first.row == {"prompt": "one", "completion": "a", "finish_reason": "length"}
+    assert first.row == {"prompt": "one", "completion": "a", "finish_reason": "length", "id": "x"}
     answer = [*CHAT, {"role": "assistant", "content": "b"}]
     assert second.row == {"messages": answer, "finish_reason": "length"}
     assert third.row == {"prompt": CHAT, "completion": "c", "finish_reason": "length"}

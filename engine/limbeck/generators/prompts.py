@@ -132,7 +132,8 @@ class Prompts:
             "sampling": asdict(self.sampling),
             "teacher": teacher,
         }
-        return Sample(position, {**answered, "finish_reason": finish_reason}, reject_reason(text), lineage)
+        notes = {key: row.value[key] for key in ("id", "metadata") if key in row.value}
+        return Sample(position, {**answered, "finish_reason": finish_reason, **notes}, reject_reason(text), lineage)
 
 
 def _not_a_prompt(row: Row) -> Problem | None:

@@ -45,9 +45,13 @@ class Generate:
             run.desk.ask(_write(run, generator, model, rows, rejected))
             made, refused = rows.count, rejected.count
         if made == 0:
-            hint = f"see {run.path / REJECTED} for what was rejected and why" if refused else "the generator has no rows"
+            hint = (
+                f"see {run.path / REJECTED} for what was rejected and why" if refused else "the generator has no rows"
+            )
             problem = Problem(f"0 of {refused} samples are usable", field=run.recipe.generator.field, hint=hint)
             raise LimbeckError(Reason.GENERATION_FAILED, problems=[problem])
+        if (require := getattr(generator, "require", None)) is not None:  # it saw the samples of this attempt only
+            require(made, refused)
         return {"rows": made, "rejected": refused}
 
 

@@ -1,7 +1,7 @@
 """Kill a run with SIGKILL, resume it, and compare its student with that of a run that was never stopped.
 
-    python benchmarks/kill_points.py                    once at every event, then 50 times at random moments
-    python benchmarks/kill_points.py --every 7 --random 0 --seed 3
+    python benchmarks/kill_points.py                    at every event, before every write, 50 times at random
+    python benchmarks/kill_points.py --events 7 --writes 10 --random 0 --seed 3
 
 Each point is a run of its own in a process of its own, killed once, then resumed to its end. Prints one line a point,
 and a table by stage. Ends with 1 where any weights, rows or signals differ, or where the history has a gap.
@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,16 +57,28 @@ def make_project(folder: Path, prompts: int = 16) -> Path:
 
 
 def attempt(
-    recipe: Path, *, resume: bool, at_event: int | None = None, after_seconds: float | None = None
+    recipe: Path,
+    *,
+    resume: bool,
+    at_event: int | None = None,
+    at_write: int | None = None,
+    after_seconds: float | None = None,
+    count: Path | None = None,
 ) -> tuple[int, float]:
-    """Run or resume in a forked process, killed as told. Returns (exit code, negative for a signal; seconds)."""
+    """Run or resume in a forked process, killed as told. Returns (exit code, negative for a signal; seconds).
+
+    `at_write`: before the n-th append, fsync or rename. `count`: a file that gets the number of these.
+    """
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
         code = 1
         with contextlib.suppress(BaseException), open(os.devnull, "w") as null:
             os.dup2(null.fileno(), 1)
+            writes = _Writes(at_write)
             code = _work(recipe, resume, at_event)
+            if count is not None:
+                count.write_text(str(writes.count))
         os._exit(code)
     if after_seconds is not None:
         time.sleep(after_seconds)
@@ -77,25 +90,51 @@ def attempt(
 def _work(recipe: Path, resume: bool, at_event: int | None) -> int:
     from limbeck.plugins import load_plugins
     from limbeck.recipe import load_recipe
+    from limbeck.runs import label
     from limbeck.runs.pipeline import run_recipe
 
     def display(event: object) -> None:
         if event.sequence == at_event:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
 
+    label.ASK_TOKENS, label.COMMIT_SECONDS = 128, 0.0  # many shards, so that there is something between them
     registry = load_plugins()
     run_recipe(load_recipe(recipe, registry), registry, display=display, resume=resume)
     return 0
+
+
+class _Writes:
+    """Counts what changes files for good, and kills this process before one of them."""
+
+    def __init__(self, at: int | None) -> None:
+        from limbeck.files import AppendLog
+
+        self.count, self._at = 0, at
+        places = [(os, "fsync"), (AppendLog, "append"), (Path, "rename"), (Path, "replace"), (os, "replace")]
+        for owner, name in places:
+            setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            self.count += 1
+            if self.count == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **options)
+
+        return call
 
 
 def warm_up() -> None:
     """Import what a run needs, so that forked processes need not."""
     import accelerate  # noqa: F401
 
+    from limbeck.cli.running import quiet_libraries
+
+    quiet_libraries()
     import limbeck.data
     import limbeck.report
     import limbeck.signals
-    import limbeck.training
+    import limbeck.training  # noqa: F401
     from limbeck.teachers.transformers import TransformersTeacher  # noqa: F401
 
 
@@ -112,7 +151,9 @@ def differences(run: Path, reference: Path) -> list[str]:
         for name in ("student/model.safetensors", "twin/model.safetensors", "rows/rows.jsonl", "rows/rejected.jsonl")
         if (run / name).read_bytes() != (reference / name).read_bytes()
     ]
-    found += [f"signals/{split}" for split in ("train", "holdout") if _signals(run, split) != _signals(reference, split)]
+    found += [
+        f"signals/{split}" for split in ("train", "holdout") if _signals(run, split) != _signals(reference, split)
+    ]
     sequences = [int(str(event["sequence"])) for event in events_of(run)]
     if sequences != list(range(1, len(sequences) + 1)):
         found.append("the history has a gap")
@@ -142,11 +183,11 @@ def where(run: Path) -> str:
     return str(events[-1].get("stage", "")) or "between stages" if events else "before the first event"
 
 
-def try_point(project: Path, reference: Path, kill: Callable[[Path], int]) -> tuple[str, list[str], bool]:
-    """Kill one run, resume it. Returns (stage, differences, whether the history says rewound)."""
+def try_point(project: Path, reference: Path, kill: dict[str, Any]) -> tuple[str, list[str], bool]:
+    """Kill one run as `attempt` is told, resume it. Returns (stage, differences, whether the history says rewound)."""
     run = project / "run"
     shutil.rmtree(run, ignore_errors=True)
-    code = kill(project / "recipe.yaml")
+    code, _ = attempt(project / "recipe.yaml", resume=False, **kill)
     stage = where(run) if code == -signal.SIGKILL else "after the end"
     resume = (run / "resolved.yaml").exists()
     code, _ = attempt(project / "recipe.yaml", resume=resume)
@@ -157,7 +198,8 @@ def try_point(project: Path, reference: Path, kill: Callable[[Path], int]) -> tu
 def main() -> int:
     """Try the points and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="kill at every n-th event; 0 for none")
+    parser.add_argument("--events", type=int, default=1, help="kill at every n-th event; 0 for none")
+    parser.add_argument("--writes", type=int, default=1, help="kill before every n-th write; 0 for none")
     parser.add_argument("--random", type=int, default=50, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -165,26 +207,30 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         recipe = make_project(project)
-        code, seconds = attempt(recipe, resume=False)
+        code, seconds = attempt(recipe, resume=False, count=project / "writes")
         if code:
             print(f"the reference run ended with {code}")
             return 1
         reference = (project / "run").rename(project / "reference")
-        count = len(events_of(reference))
-        print(f"reference: {count} events in {seconds:.1f} s")
-        points: list[tuple[str, Callable[[Path], int]]] = []
-        for number in range(1, count + 1, options.every) if options.every else ():
-            points.append((f"event {number}", lambda path, n=number: attempt(path, resume=False, at_event=n)[0]))
+        events, writes = len(events_of(reference)), int((project / "writes").read_text())
+        print(f"reference: {events} events, {writes} writes, {seconds:.1f} s")
+        points: list[tuple[str, dict[str, Any]]] = []
+        if options.events:
+            points += [(f"event {n}", {"at_event": n}) for n in range(1, events + 1, options.events)]
+        if options.writes:
+            points += [(f"write {n}", {"at_write": n}) for n in range(1, writes + 1, options.writes)]
         draw = random.Random(options.seed)
-        for moment in sorted(draw.uniform(0, seconds) for _ in range(options.random)):
-            points.append((f"{moment:.2f} s", lambda path, m=moment: attempt(path, resume=False, after_seconds=m)[0]))
+        moments = sorted(draw.uniform(0, seconds) for _ in range(options.random))
+        points += [(f"{moment:.2f} s", {"after_seconds": moment}) for moment in moments]
         tried, wrong, rewound = Counter[str](), Counter[str](), Counter[str]()
         for name, kill in points:
             stage, faults, told = try_point(project, reference, kill)
             tried[stage] += 1
             wrong[stage] += bool(faults)
             rewound[stage] += told
-            print(f"{name:>10}  {stage:<22} {', '.join(faults) or 'same bits'}{', rewound' if told else ''}", flush=True)
+            print(
+                f"{name:>10}  {stage:<22} {', '.join(faults) or 'same bits'}{', rewound' if told else ''}", flush=True
+            )
     print(f"\n{'stage':<24}{'points':>7}{'wrong':>7}{'rewound':>9}")
     for stage, number in tried.items():
         print(f"{stage:<24}{number:>7}{wrong[stage]:>7}{rewound[stage]:>9}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
 def command(recipe: Path, as_json: bool) -> None:
-    """Look at RECIPE and all that it names: files, rows, tokenizers, teacher, temperatures, knobs, folder, disk, memory.
+    """Look at RECIPE and all that it names: files, rows, tokenizers, teacher, knobs, folder, disk, memory.
 
     Spends nothing: no weights are loaded, nothing is written. Prints what it found and the recipe with every default
     and absolute paths; all problems in one go, with exit code 2 or 3.

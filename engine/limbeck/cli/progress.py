@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -28,7 +28,7 @@ class Display(Protocol):
 
     def __call__(self, event: Event) -> None: ...
 
-    def __enter__(self) -> Display: ...
+    def __enter__(self) -> Any: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -219,7 +219,8 @@ def message_text(event: Event) -> str | None:
         how = "there already" if said.skipped else f"done in {duration(said.seconds)}"
         return f"{event.stage}: {how}" + (f" ({', '.join(figures)})" if figures else "")
     if kind == "warning":
-        return f"warning: {event.warning.message} [{event.warning.reason}]"
+        told: Any = event.warning  # the stub's own Warning hides the message's
+        return f"warning: {told.message} [{told.reason}]"
     if kind == "rewound":
         said_of = event.rewound
         start = f"from step {said_of.to_step}" if said_of.to_step else "from the start"

@@ -102,7 +102,7 @@ def _summary(folder: Path) -> None:
 
     report = read_figures(folder)
     click.echo("")
-    for line in table(report.evaluation.models):
+    for line in table(report.evaluation.models if report.evaluation else {}):
         click.echo(line)
     click.echo(f"\n{report.verdict.text}")
     click.echo(f"student  {_short(folder / 'student')}")
@@ -122,4 +122,9 @@ def table(models: Any) -> list[str]:
             cells += [numbers.short(model.perplexity), numbers.short(model.forward_kl)]
             rows.append([name, *cells, numbers.percent(model.top1_agreement)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

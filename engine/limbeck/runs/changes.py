@@ -39,7 +39,9 @@ def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, s
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         pairs = [(f"{name}.{key}".lstrip("."), before.get(key, ABSENT), now.get(key, ABSENT)) for key in keys]
-    elif isinstance(before, list) and isinstance(now, list) and any(isinstance(v, dict | list) for v in [*before, *now]):
+    elif (
+        isinstance(before, list) and isinstance(now, list) and any(isinstance(v, dict | list) for v in [*before, *now])
+    ):
         count = max(len(before), len(now))
         longer = [[*values, *[ABSENT] * (count - len(values))] for values in (before, now)]
         pairs = [(f"{name}[{i}]", longer[0][i], longer[1][i]) for i in range(count)]
@@ -57,5 +59,3 @@ def _relative(value: Any, recipe_folder: Path) -> Any:
     if isinstance(value, str) and os.path.isabs(value):
         return os.path.relpath(value, recipe_folder)
     return value
-
-

@@ -122,7 +122,9 @@ class Contents:
             return self.model(model_folder(path))
         place = Path(path)
         if place.is_dir():
-            return {str(file.relative_to(place)): sha256_file(file) for file in sorted(place.rglob("*")) if file.is_file()}
+            return {
+                str(file.relative_to(place)): sha256_file(file) for file in sorted(place.rglob("*")) if file.is_file()
+            }
         return sha256_file(place) if place.is_file() else None
 
 

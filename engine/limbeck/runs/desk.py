@@ -1,4 +1,4 @@
-"""The teacher of a run between its stages: made once, on one event loop, and let go before training needs the memory."""
+"""The teacher of a run between its stages: made once, on one event loop, let go before training needs the memory."""
 
 from __future__ import annotations
 

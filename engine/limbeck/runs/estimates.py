@@ -75,9 +75,7 @@ def steps(recipe: Recipe, figures: Mapping[str, float]) -> dict[str, float]:
     return {"steps": total, "rows_per_step": rows, "steps_per_epoch": per_epoch}
 
 
-def disk(
-    recipe: Recipe, sizes: Sizes, info: TeacherInfo | None, figures: Mapping[str, float]
-) -> dict[str, int]:
+def disk(recipe: Recipe, sizes: Sizes, info: TeacherInfo | None, figures: Mapping[str, float]) -> dict[str, int]:
     """Bytes that the run will write, by part, and what is free. Signals are unknown (0) before the rows are there."""
     width = 4 if recipe.student.dtype == "float32" else 2
     one = sizes.student * (width + _OPTIMIZER_BYTES[recipe.training.optim])

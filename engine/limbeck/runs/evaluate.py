@@ -56,7 +56,7 @@ class Evaluate:
                     write_json(file, {"figures": figures.model_dump(mode="json"), "texts": texts})
                 parts[name] = json.loads(file.read_text("utf-8"))
         evaluation = Evaluation(
-            models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},  # type: ignore[misc]
+            models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},
             holdout=Holdout(rows=len(sequences), tokens=tokens),
             samples=[
                 Sample(
@@ -127,11 +127,9 @@ def _model(
     if torch.cuda.is_available():
         model = model.to("cuda")
     spec = run.recipe.evaluation
-    figures = evaluate(
-        model, sequences, _store(run), batch_tokens=spec.batch_tokens, advance=advance, stop=run.stop
-    )
+    figures = evaluate(model, sequences, _store(run), batch_tokens=spec.batch_tokens, advance=advance, stop=run.stop)
     texts = [tokenizer.decode(greedy(model, s, tokenizer.eos_ids, spec.max_new_tokens, run.stop)) for s in prompts]
-    return ModelFigures(**figures), texts  # type: ignore[arg-type]
+    return ModelFigures(**figures), texts
 
 
 def _teacher(
@@ -158,7 +156,7 @@ def _teacher(
         asked = [Prompt(number, s.ids[: s.first_row + 1]) for number, s in enumerate(prompts)]
         sampling = Sampling(max_new_tokens=run.recipe.evaluation.max_new_tokens)
         texts = run.desk.ask(_continue(run, asked, sampling, tokenizer))
-    return ModelFigures(parameters=info.parameters, **known), texts  # type: ignore[arg-type]
+    return ModelFigures(parameters=info.parameters, **known), texts
 
 
 async def _continue(run: Run, prompts: Sequence[Prompt], sampling: Sampling, tokenizer: Tokenizer) -> list[str]:

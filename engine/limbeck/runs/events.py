@@ -14,7 +14,11 @@ from limbeck.files import AppendLog, read_json_lines
 from limbeck.runs.observers import DRAIN_SECONDS, QUEUE_LENGTH, Observers
 from limbeck.v1.event_pb2 import Event, Warning
 
-KINDS = {field.message_type.name: field.name for field in Event.DESCRIPTOR.oneofs_by_name["kind"].fields}
+KINDS = {
+    field.message_type.name: field.name
+    for field in Event.DESCRIPTOR.oneofs_by_name["kind"].fields
+    if field.message_type is not None
+}
 _FREQUENT = {"progress", "metrics"}  # enough that they survive the process; all others survive a power cut
 
 

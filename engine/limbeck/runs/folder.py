@@ -59,9 +59,7 @@ def check_folder(folder: Path) -> Identity | None:
 
 def _not_ours(folder: Path, what: str) -> LimbeckError:
     hint = "give another `output`, or empty the folder; nothing in it was touched"
-    return LimbeckError(
-        Reason.FOLDER_NOT_OURS, problems=[Problem(what, file=str(folder), field="output", hint=hint)]
-    )
+    return LimbeckError(Reason.FOLDER_NOT_OURS, problems=[Problem(what, file=str(folder), field="output", hint=hint)])
 
 
 class RunFolder:
@@ -109,9 +107,9 @@ class RunFolder:
             recipe=str(_relative(where, self.path)),
             recipe_absolute=str(where),
         )
-        write_atomic(self.path / "recipe.yaml", text)
-        write_atomic(self.resolved, dump_yaml(resolved))
         write_json(self.path / IDENTITY, asdict(self.identity))
+        write_atomic(self.path / "recipe.yaml", text)
+        write_atomic(self.resolved, dump_yaml(resolved))  # last: it says that there is something to resume
 
     def close(self) -> None:
         """Let another process write; a second call does nothing."""

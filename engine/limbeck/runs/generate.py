@@ -28,7 +28,10 @@ class Generate:
         bound = contents.recipe.generator
         assert bound is not None, "there is no stage generate without a generator"
         generator: Generator = bound.make()
-        found = {"generator": contents.plugin(bound), "files": [sha256_file(Path(f)) for f in generator.inputs()]}
+        found: dict[str, Any] = {
+            "generator": contents.plugin(bound),
+            "files": [sha256_file(Path(f)) for f in generator.inputs()],
+        }
         if generator.needs_teacher:
             found |= {"teacher": contents.teacher, "tokenizer": contents.tokenizer}
         return found

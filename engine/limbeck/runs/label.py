@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, Want
 from limbeck.runs.contents import Contents
 from limbeck.runs.prepare import HOLDOUT, TRAIN
@@ -17,10 +18,12 @@ from limbeck.runs.stage import Figures, Run
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
     from limbeck.recipe import Recipe
-    from limbeck.signals import SignalHeader, SignalWriter
+    from limbeck.signals import Signal, SignalHeader, SignalWriter
 
-ASK_TOKENS = 65_536  # tokens asked for at once: enough for full batches, few enough that a stop is near
+ASK_TOKENS = 16_384  # tokens asked for at once: enough for full batches, few enough that a stop is near
 COMMIT_SECONDS = 20.0  # what a kill may cost
+COMMIT_TOKENS = 100_000  # about 32 MiB at 64 ids
+UNBOUNDED = 1 << 62  # shards end where groups end, so the writer must not end one by itself
 EVALUATION_TOP_K = 64
 
 
@@ -111,7 +114,7 @@ def _writer(
 
     want = wants[split]
     assert want is not None, "splits that nothing is asked about are left out"
-    return SignalWriter(folder_of(run.path, split), _header(teacher, tokenizer, want))
+    return SignalWriter(folder_of(run.path, split), _header(teacher, tokenizer, want), shard_bytes=UNBOUNDED)
 
 
 def _header(teacher: Teacher, tokenizer: Tokenizer, want: Want) -> SignalHeader:
@@ -132,46 +135,65 @@ def _header(teacher: Teacher, tokenizer: Tokenizer, want: Want) -> SignalHeader:
 
 
 def _score(
-    run: Run, teacher: Teacher, sequences: Sequence[TokenSequence], want: Want | None, writer: SignalWriter, advance: Any
+    run: Run,
+    teacher: Teacher,
+    sequences: Sequence[TokenSequence],
+    want: Want | None,
+    writer: SignalWriter,
+    advance: Any,
 ) -> int:
     """Ask for what is not stored yet. Returns how many entries hit the limit of their code."""
     assert want is not None
     saturated = 0
 
-    async def ask(batch: Sequence[TokenSequence]) -> None:
-        nonlocal saturated
-        by_id = {sequence.index: sequence for sequence in batch}
-        items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in batch]
+    async def ask(group: Sequence[TokenSequence]) -> dict[int, Signal]:
+        items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in group]
+        found: dict[int, Signal] = {}
         async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
             async for item_id, signal in answers:
-                writer.add(by_id[item_id], signal)
-                saturated += signal.top_k.saturated if signal.top_k is not None else 0
+                found[item_id] = signal
                 advance(signal.n)
                 if run.stop() is not None:
-                    return
+                    break
+        return found
 
-    committed = time.monotonic()
-    for batch in _batches(sequence for sequence in sequences if sequence.index not in writer.done):
-        run.desk.ask(ask(batch))
-        if run.stop() is not None or time.monotonic() - committed >= COMMIT_SECONDS:
+    committed, pending = time.monotonic(), 0
+    for group in _groups(sequence for sequence in sequences if sequence.index not in writer.done):
+        found = run.desk.ask(ask(group))
+        if run.stop() is None:
+            _add(writer, group, found)
+            saturated += sum(signal.top_k.saturated for signal in found.values() if signal.top_k is not None)
+            pending += sum(sequence.n for sequence in group)
+        if run.stop() is not None or time.monotonic() - committed >= COMMIT_SECONDS or pending >= COMMIT_TOKENS:
             writer.commit()
-            committed = time.monotonic()
+            committed, pending = time.monotonic(), 0
             run.check_stop()
     writer.commit()
     return saturated
 
 
-def _batches(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    batch: list[TokenSequence] = []
+def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[int, Signal]) -> None:
+    """Keep a whole group or nothing: asked again in other company, a sequence's last bits could be others."""
+    missing = [sequence for sequence in group if sequence.index not in found]
+    if missing:
+        problems = [Problem("the teacher gave no signal", file=s.source, line=s.line) for s in missing]
+        raise LimbeckError(Reason.SCORING_FAILED, problems=problems)
+    for sequence in group:
+        writer.add(sequence, found[sequence.index])
+
+
+def _groups(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]:
+    """What is asked at once. Since whole groups are stored, a resumed run asks the same groups."""
+    group: list[TokenSequence] = []
     tokens = 0
     for sequence in sequences:
-        batch.append(sequence)
+        group.append(sequence)
         tokens += len(sequence.ids)
         if tokens >= ASK_TOKENS:
-            yield batch
-            batch, tokens = [], 0
-    if batch:
-        yield batch
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group
 
 
 def _stored_bytes(folder: Path) -> int:

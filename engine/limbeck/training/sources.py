@@ -39,7 +39,7 @@ class NoSource:
     """For losses that need no signal."""
 
     lookahead = 0
-    temperatures = None
+    temperatures: tuple[float, ...] | None = None
 
     def ahead(self, sequences: Sequence[TokenSequence]) -> None:
         """Nothing to prepare."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from limbeck.data import TokenSequence
-from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import KnobMark, Needs
 from limbeck.losses import PLUGINS as LOSSES
-from limbeck.recipe.schema import SignalsSpec, StudentSpec
-from limbeck.recipe.training import TrainingSpec
+from limbeck.plugins import Entry
+from limbeck.recipe import Bound, BoundLoss, SignalsSpec, StudentSpec, TrainingSpec
+from limbeck.recipe.bound import knob_bounds
 from limbeck.schedulers import PLUGINS as SCHEDULERS
 from limbeck.signals import Signal, SignalHeader, SignalStore, SignalWriter, TopK
 from limbeck.testing.tiny import tiny_model
@@ -37,65 +36,27 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@dataclass(frozen=True)
-class Scheduled:
-    """A scheduler of a recipe."""
-
-    name: str
-    options: Mapping[str, Any]
-
-    def make(self) -> Any:
-        plugin = next(plugin for plugin in SCHEDULERS if plugin.name == self.name)
-        return plugin.factory(plugin.config.model_validate(dict(self.options)))
+def scheduled(name: str, **options: Any) -> Bound:
+    """A scheduler as a recipe binds it."""
+    plugin = next(plugin for plugin in SCHEDULERS if plugin.name == name)
+    return Bound(Entry(plugin, "scheduler", "limbeck", "0"), plugin.config.model_validate(options), "losses[0]")
 
 
-@dataclass(frozen=True)
-class Entry:
-    plugin: Any
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss of a recipe, with as much of recipe.BoundLoss as training reads."""
-
-    plugin: Any
-    config: Any
-    name: str
-    knobs: Mapping[str, Any]
-    field: str = "losses[0]"
-
-    @property
-    def entry(self) -> Entry:
-        return Entry(self.plugin)
-
-    @property
-    def needs(self) -> Needs:
-        needs: Needs = self.plugin.needs(self.config)
-        return needs
-
-    def check_knob(self, name: str, value: float) -> None:
-        if not value > 0 and name == "temperature":
-            raise LimbeckError(Reason.KNOB_INVALID, f"{name} is {value}")
-
-
-def loss(plugin_name: str, **options: Any) -> Loss:
+def loss(plugin_name: str, **options: Any) -> BoundLoss:
+    """A loss as a recipe binds it; a knob may be a scheduler."""
     plugin = next(plugin for plugin in LOSSES if plugin.name == plugin_name)
-    scheduled = [
-        name
-        for name, info in plugin.config.model_fields.items()
-        if any(isinstance(mark, KnobMark) for mark in info.metadata)
-    ]
-    knobs = {name: options.pop(name, plugin.config.model_fields[name].default) for name in scheduled}
-    numbers = {name: value for name, value in knobs.items() if isinstance(value, float)}
-    config = plugin.config.model_validate({**options, **numbers})
-    return Loss(plugin, config, options.get("name", "") or plugin_name, knobs)
+    bounds = knob_bounds(plugin.config)
+    knobs = {name: options.pop(name, plugin.config.model_fields[name].default) for name in bounds}
+    config = plugin.config.model_validate(options | {k: v for k, v in knobs.items() if isinstance(v, float)})
+    entry = Entry(plugin, "loss", "limbeck", "0")
+    return BoundLoss(plugin_name, entry, config, plugin.needs(config), "losses[0]", knobs, bounds)
 
 
 @dataclass
 class Recipe:
     """As much of recipe.Recipe as training reads."""
 
-    losses: Sequence[Loss]
+    losses: Sequence[BoundLoss]
     training: TrainingSpec
     student: StudentSpec = field(default_factory=lambda: StudentSpec.model_validate({"from": "teacher"}))
     signals: SignalsSpec = field(default_factory=SignalsSpec)
@@ -186,9 +147,9 @@ class World:
         return TrainJob(**(values | changes))
 
 
-def default_losses() -> list[Loss]:
-    steps = Scheduled("piecewise", {"points": [[0.0, 2.0], [0.5, 1.0]]})
-    falling = Scheduled("linear", {"start": 1.0, "end": 0.5})
+def default_losses() -> list[BoundLoss]:
+    steps = scheduled("piecewise", points=[[0.0, 2.0], [0.5, 1.0]])
+    falling = scheduled("linear", start=1.0, end=0.5)
     return [loss("forward_kl", temperature=steps, weight=falling), loss("cross_entropy", weight=0.1)]
 
 

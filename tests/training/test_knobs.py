@@ -56,7 +56,7 @@ def test_values_follow_progress_from_the_first_step_on(kit: Any) -> None:
 
 
 def test_a_temperature_that_is_not_stored_is_refused_and_an_asked_teacher_may_give_any(kit: Any) -> None:
-    losses = [kit.loss("forward_kl", temperature=kit.Scheduled("linear", {"start": 2.0, "end": 1.0}))]
+    losses = [kit.loss("forward_kl", temperature=kit.scheduled("linear", start=2.0, end=1.0))]
     knobs = Knobs(losses, 4, (1.0, 2.0))
     knobs.advance(0, {})
     with pytest.raises(LimbeckError, match=r"losses\[0\].temperature: temperature 1.75 is not stored; stored are 1, 2"):
@@ -67,7 +67,7 @@ def test_a_temperature_that_is_not_stored_is_refused_and_an_asked_teacher_may_gi
 
 
 def test_a_value_out_of_range_is_refused(kit: Any) -> None:
-    losses = [kit.loss("forward_kl", temperature=kit.Scheduled("linear", {"start": 1.0, "end": -1.0}))]
+    losses = [kit.loss("forward_kl", temperature=kit.scheduled("linear", start=1.0, end=-1.0))]
     knobs = Knobs(losses, 4, None)
     knobs.advance(0, {})
     with pytest.raises(LimbeckError) as caught:

@@ -250,7 +250,9 @@ def test_a_changed_setting_is_named_and_refused(
     assert "was" in caught.value.problems[0].message
 
 
-def test_another_thread_count_is_refused_and_saving_more_often_is_not(world: Any, kit: Any, whole: Whole, tmp_path: Path) -> None:
+def test_another_thread_count_is_refused_and_saving_more_often_is_not(
+    world: Any, kit: Any, whole: Whole, tmp_path: Path
+) -> None:
     whole.dead_after(2, tmp_path)
     torch.set_num_threads(2)
     try:
@@ -261,7 +263,9 @@ def test_another_thread_count_is_refused_and_saving_more_often_is_not(world: Any
     assert train(world.job(tmp_path, training={"save_steps": 3}), kit.Sink()).figures["steps"] == 9
 
 
-def test_an_allowed_change_is_in_force_from_the_checkpoint_on(world: Any, kit: Any, whole: Whole, tmp_path: Path) -> None:
+def test_an_allowed_change_is_in_force_from_the_checkpoint_on(
+    world: Any, kit: Any, whole: Whole, tmp_path: Path
+) -> None:
     whole.dead_after(4, tmp_path)
     changed = {"learning_rate": 4e-2}
     sink = kit.Sink()

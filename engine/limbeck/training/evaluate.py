@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -115,9 +114,7 @@ def _batches(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[
         yield [sequences[i] for i in group]
 
 
-def _figures(
-    model: nn.Module, totals: dict[str, float], tokens: int, rate: float | None, *, compared: bool
-) -> Figures:
+def _figures(model: nn.Module, totals: dict[str, float], tokens: int, rate: float | None, *, compared: bool) -> Figures:
     parameters = list(model.parameters())  # tied ones come once
     entropy = totals["cross_entropy"] / tokens if tokens else None
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,21 +71,20 @@ class TrainResult:
 
 
 def fingerprint(job: TrainJob, arguments: Mapping[str, Any], world_size: int, threads: int) -> dict[str, Any]:
-    """Everything that the numbers of a training follow from, as flat JSON: dotted name to value."""
-    losses = {
-        loss.name: {"plugin": loss.plugin.name, **loss.config.model_dump(mode="json", exclude={"name"})}
-        for loss in job.terms
-    }
+    """Everything that the numbers of a training follow from, as flat JSON: dotted name to value.
+
+    Paths are left out, so that a run may move: the digests of stages cover what lies there.
+    """
     parts = {
         "student": job.recipe.student.model_dump(mode="json", by_alias=True),
-        "losses": losses,
+        "losses": {loss.name: loss.dump() for loss in job.terms},
         "training": {name: value for name, value in arguments.items() if name not in _FREE},
         "signals": {"source": job.recipe.signals.source},
         "data": {"rows": len(job.sequences), "digest": job.data_digest},
         "processes": world_size,
         "threads": threads,
     }
-    return dict(_flat("", parts))
+    return {name: value for name, value in _flat("", parts) if not (isinstance(value, str) and os.path.isabs(value))}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -97,6 +97,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        return [item for key, inner in value.items() for item in _flat(f"{prefix}.{key}" if prefix else str(key), inner)]
-    return [(prefix, value)]
+    if not isinstance(value, Mapping) or not value:
+        return [(prefix, value)]
+    return [item for key, inner in value.items() for item in _flat(f"{prefix}.{key}".lstrip("."), inner)]

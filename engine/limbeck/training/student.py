@@ -30,9 +30,7 @@ class Student:
     tokenizer_folder: Path
 
 
-def build_student(
-    spec: StudentSpec, teacher_folder: Path | None, *, tokenizer_folder: Path | None = None
-) -> Student:
+def build_student(spec: StudentSpec, teacher_folder: Path | None, *, tokenizer_folder: Path | None = None) -> Student:
     """Build the student of a recipe, in evaluation mode on the CPU; the same numbers at each call.
 
     `tokenizer_folder`: used for a config from scratch that names none; else the teacher's. Raises MODEL_INVALID.
@@ -47,7 +45,9 @@ def build_student(
             raise _invalid("a student from scratch needs a tokenizer", "student.tokenizer", "name one")
         return Student(_from_scratch(spec, folder).eval(), folder)
     if teacher_folder is None:
-        raise _invalid("there is no teacher to take layers from", "student.from", "name a teacher that is a model folder")
+        raise _invalid(
+            "there is no teacher to take layers from", "student.from", "name a teacher that is a model folder"
+        )
     teacher = _load(teacher_folder, spec)
     model = teacher if spec.layers is None else take_layers(teacher, spec.layers)
     return Student(model.eval(), teacher_folder)
@@ -65,7 +65,9 @@ def take_layers(teacher: Any, layers: Sequence[int]) -> Any:
     _check_layers(layers, count)
     if getattr(text, "scale_attn_by_inverse_layer_idx", False):
         hint = "take all layers, or another model"
-        raise _invalid("this model scales attention by the number of the layer, which would change", "student.layers", hint)
+        raise _invalid(
+            "this model scales attention by the number of the layer, which would change", "student.layers", hint
+        )
     # Lists with one entry a block are its own settings; class attributes alias some of them, so only what is set.
     for name, value in list(vars(text).items()):
         if isinstance(value, list | tuple) and len(value) == count and ("layer" in name or name in _PER_LAYER):

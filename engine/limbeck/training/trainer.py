@@ -59,7 +59,7 @@ class MicroBatches(Dataset[MicroBatch]):
         if not sequences:
             first = self._sequences[0]
             nothing = dataclasses.replace(first, trained=np.zeros_like(first.trained))
-            return MicroBatch([nothing], [None], blank=True)
+            return MicroBatch([nothing], self._source.signals_for([first]), blank=True)  # none of it is kept
         if self._source.lookahead:
             self._source.ahead(sequences)
             for coming in self._after(key):
@@ -132,9 +132,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[MicroBatch]:
         """The planned micro-batches. It draws from a generator of its own, never from torch's."""
-        return DataLoader(
-            self.train_dataset, batch_sampler=self.sampler, collate_fn=_only, generator=torch.Generator()
-        )
+        return DataLoader(self.train_dataset, batch_sampler=self.sampler, collate_fn=_only, generator=torch.Generator())
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device

@@ -23,7 +23,7 @@ def disk_errors(path: Path, need: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # EFBIG: a limit on the size of files
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         wanted = f"{need:,} bytes were to be written, " if need is not None else ""
@@ -142,7 +142,7 @@ class AppendLog:
     def _mend(self) -> None:
         if not self.path.exists():
             return
-        good_bytes = 0
+        good_bytes, finished = 0, True
         for line, raw, complete in _lines(self.path):
             value = _parse(raw)
             if value is None and complete:
@@ -151,12 +151,13 @@ class AppendLog:
                 os.truncate(self.path, good_bytes)
                 self.repaired = f"{self.path.name}: the last line ({line}) was torn by a crash and was cut off"
                 return
-            if not complete:
-                with self.path.open("ab") as file:
-                    file.write(b"\n")
-                self.repaired = f"{self.path.name}: the last line ({line}) lacked its newline, which was added"
             good_bytes += len(raw)
             self.last, self.count = value, line
+            finished = complete
+        if not finished:  # only now: a reader that is at the end of the file would go on with what is appended
+            with self.path.open("ab") as file:
+                file.write(b"\n")
+            self.repaired = f"{self.path.name}: the last line ({self.count}) lacked its newline, which was added"
 
     def append(self, value: dict[str, Any] | str, *, sync: bool = True) -> None:
         """Append one object (or its JSON text, one line). With `sync` it is on disk when this returns."""

@@ -83,7 +83,7 @@ def test_every_part_of_every_plugin_is_told_at_once(problems):
         (2, "student.from", 'must be teacher, not the text "teecher"'),
         (2, "student.layers[2]", "must be a whole number, not 1.0"),
         (4, "data.pth", "there is no such field"),
-        (5, "data.holdout", 'must be a whole number or a number, not the text "yes"'),
+        (5, "data.holdout", 'must be a number, not the text "yes"'),
         (7, "losses[0].weigth", "there is no such field"),
         (7, "losses[0].top_k", 'must be a whole number, not the text "64"'),
         (7, "losses[0].temperature.points[0]", "must have at least 2 entries, not 1"),
@@ -112,6 +112,10 @@ HINTS = {
     "a section misspelt": ({"trainning": "{}"}, "did you mean training?"),
     "several teachers": ({"teachers": "{a: {plugin: echo}}"}, "several teachers are not supported yet"),
     "a layer alone": ({"losses": "[{plugin: hidden_mse, layers: 3}]", "signals": "{source: online}"}, "write [3]"),
+    "a schedule of what is no knob": (
+        {"losses": "[{plugin: jsd, top_k: {plugin: linear, start: 1, end: 2}}]"},
+        "this field cannot be a schedule",
+    ),
     "a plugin left out": ({"losses": "[{weight: 1}]"}, "name a loss plugin: contrastive, cross_entropy"),
 }
 
@@ -120,6 +124,11 @@ HINTS = {
 def test_a_common_mistake_is_told_what_to_write(problems, text, changes, hint):
     (problem,) = problems(text(**changes))
     assert hint in (problem.hint or "")
+
+
+def test_a_large_bound_is_written_out(problems, text):
+    (problem,) = problems(text(training="{seed: 4294967296}"))
+    assert problem.message == "must be below 4294967296, not 4294967296"
 
 
 def test_an_empty_value_and_a_missing_field_are_told(problems, text):

@@ -101,7 +101,7 @@ def _problem(
         return unknown_field(document, place, fields_of(model, first["loc"][:-1]))
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
-        return document.problem(place, f"must be {word} {first['ctx'][name]:g}, not {show(value)}")
+        return document.problem(place, f"must be {word} {show(first['ctx'][name])}, not {show(value)}")
     if kind == "literal_error":
         allowed = [choice for details in errors for choice in _choices(details)]
         guess = nearest(value, allowed) if isinstance(value, str) else None
@@ -128,6 +128,8 @@ def _wrong_type(document: Document, place: Path_, value: Any, errors: list[Error
     expected = [_EXPECTED[details["type"]] for details in errors]
     if plugin:
         expected = [text for text in expected if text != "a mapping"] + ["a mapping with plugin:"]
+    if "a number" in expected:
+        expected = [text for text in expected if text != "a whole number"]
     expected = list(dict.fromkeys(expected))
     return document.problem(place, f"must be {' or '.join(expected)}, not {show(value)}", _advice(value, expected))
 
@@ -135,6 +137,8 @@ def _wrong_type(document: Document, place: Path_, value: Any, errors: list[Error
 def _advice(value: Any, expected: list[str]) -> str | None:
     """What to write instead, where that can be told."""
     number = "a number" in expected or "a whole number" in expected
+    if number and isinstance(value, dict) and "plugin" in value:
+        return "this field cannot be a schedule"
     if isinstance(value, str):
         bare = value.replace("_", "").replace(",", "") if value[:1].isdigit() else value
         try:

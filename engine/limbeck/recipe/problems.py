@@ -101,7 +101,7 @@ def _problem(
         return unknown_field(document, place, fields_of(model, first["loc"][:-1]))
     if kind in _BOUNDS:
         word, name = _BOUNDS[kind]
-        return document.problem(place, f"must be {word} {show(first['ctx'][name])}, not {show(value)}")
+        return document.problem(place, f"must be {word} {first['ctx'][name]:.12g}, not {show(value)}")
     if kind == "literal_error":
         allowed = [choice for details in errors for choice in _choices(details)]
         guess = nearest(value, allowed) if isinstance(value, str) else None

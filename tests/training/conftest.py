@@ -134,7 +134,8 @@ class World:
     def job(self, folder: Path, **changes: Any) -> TrainJob:
         """A training of ten rows, three epochs of three steps, with dropout, a schedule and accumulation."""
         training: dict[str, Any] = {
-            "learning_rate": 1e-2, "num_train_epochs": 3.0, "per_device_train_batch_size": 2, "optim": "adamw_torch_fused",
+            "learning_rate": 1e-2, "num_train_epochs": 3.0, "per_device_train_batch_size": 2,
+            "optim": "adamw_torch_fused",
             "gradient_accumulation_steps": 2, "save_steps": 1, "save_total_limit": 20, "logging_steps": 2, "seed": 7,
         }  # fmt: skip
         training |= changes.pop("training", {})

@@ -204,7 +204,7 @@ def test_a_loss_with_parameters_resumes_exactly_and_leaves_nothing_in_the_studen
     from safetensors import safe_open
 
     with safe_open(tmp_path / "whole/checkpoints/student/checkpoint-9/model.safetensors", "pt") as file:
-        assert any("limbeck_losses" in name for name in file.keys())  # noqa: SIM118: it is no dict
+        assert any("limbeck_losses" in name for name in list(file.keys()))
 
 
 def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
@@ -212,7 +212,7 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
 ) -> None:
     chance = random.Random(5)
     kills = 0
-    for _ in range(100):
+    for _ in range(20):
         child = os.fork()
         if child == 0:  # a copy of this process, as it is: nothing of it may run after the training
             try:

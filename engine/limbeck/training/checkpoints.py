@@ -61,7 +61,7 @@ class Checkpoints:
 
     def newest(self) -> Found:
         """The newest checkpoint whose manifest and checksums hold. Reads every byte of it; deletes nothing."""
-        rejected = []
+        rejected: list[str] = []
         for step, folder in reversed(self._folders()):
             fault = fault_of(folder, contents=True)
             if fault is None:
@@ -84,11 +84,12 @@ class Checkpoints:
         A folder of the same name, faulty as it must be, is moved aside and kept.
         """
         partial = self.folder / f".checkpoint-{step}.partial"
-        files = {}
+        files: dict[str, tuple[int, str]] = {}
         with disk_errors(partial):
             for path in sorted(p for p in partial.rglob("*") if p.is_file()):
-                files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sealed(path)}
-            write_json(partial / MANIFEST, {"format": FORMAT, "step": step, "note": note, "files": files})
+                files[path.relative_to(partial).as_posix()] = (path.stat().st_size, _sealed(path))
+            listed = {name: {"bytes": size, "sha256": checksum} for name, (size, checksum) in files.items()}
+            write_json(partial / MANIFEST, {"format": FORMAT, "step": step, "note": note, "files": listed})
         target = self.folder / f"checkpoint-{step}"
         if target.exists():
             _move_aside(target)
@@ -96,7 +97,7 @@ class Checkpoints:
         fsync_folder(self.folder)
         self._faulty.discard(target.name)
         self._rotate()
-        return Checkpoint(target, step, note), sum(file["bytes"] for file in files.values())
+        return Checkpoint(target, step, note), sum(size for size, _ in files.values())
 
     def save(self, step: int, write: Callable[[Path], None], note: dict[str, Any]) -> tuple[Checkpoint, int]:
         """Stage, let `write` put its files there, commit."""
@@ -107,8 +108,9 @@ class Checkpoints:
 
     def _folders(self) -> list[tuple[int, Path]]:
         """(step, folder) of all that are named like a checkpoint, oldest first."""
-        named = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_dir())
-        return sorted((int(match[1]), path) for match, path in named if match)
+        folders = (path for path in self.folder.iterdir() if path.is_dir())
+        named = [(_NAME.fullmatch(path.name), path) for path in folders]
+        return sorted((int(match[1]), path) for match, path in named if match is not None)
 
     def _rotate(self) -> None:
         """Keep the newest whole ones. Only what carries a good manifest counts, and only that is ever deleted."""

@@ -105,7 +105,7 @@ def _plan(job: TrainJob, args: TrainingArguments) -> Plan:
 def _max_steps(args: TrainingArguments, plan: Plan) -> int:
     if args.max_steps > 0:
         return int(args.max_steps)
-    return math.ceil(args.num_train_epochs * plan.steps_per_epoch(args.gradient_accumulation_steps))
+    return math.ceil(float(args.num_train_epochs) * plan.steps_per_epoch(int(args.gradient_accumulation_steps)))
 
 
 def _resume(

@@ -42,7 +42,9 @@ class Window:
 
     def add(self, output: HeadOutput) -> None:
         """Add a micro-batch of this process."""
-        assert output.loss is not None and output.sums is not None and output.diagnostics is not None
+        assert output.loss is not None
+        assert output.sums is not None
+        assert output.diagnostics is not None
         # A micro-batch's loss is its part of the step's, which counts as often as the step has tokens.
         self._sums["weighted_loss"] += float(output.loss.detach()) * self._step_tokens
         for name, value in output.sums.items():

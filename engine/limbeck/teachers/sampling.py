@@ -7,6 +7,8 @@ from torch import Tensor
 
 from limbeck.interfaces import Sampling
 
+NUCLEUS = 1024  # likeliest ids among which a top_p set is looked for first
+
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Ids [n, s] drawn from softmax(logits [n, v]) by inverting its distribution at `uniforms` float64 [n, s].
@@ -25,12 +27,29 @@ def next_ids(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits / sampling.temperature
-    if sampling.top_k or sampling.top_p < 1:
-        k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    ids = None
+    if sampling.top_k:
+        logits, ids = torch.topk(logits, min(sampling.top_k, logits.shape[-1]))
+    if sampling.top_p < 1:
+        logits, places = _nucleus(logits, sampling.top_p)
+        ids = places if ids is None else ids.gather(1, places)
+    drawn = draw(logits, uniforms[:, None])
+    return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
+
+
+def _nucleus(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """(logits, ids) [n, k], falling, −inf outside the smallest set whose share reaches `top_p`; never empty.
+
+    Holtzman et al., 2020. The set is nearly always among few ids, and sorting a whole vocabulary costs more than the
+    head itself.
+    """
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    for k in (min(NUCLEUS, logits.shape[-1]), logits.shape[-1]):
         values, ids = torch.topk(logits, k)
-        if sampling.top_p < 1:
-            shares = torch.softmax(values, -1)
-            before = shares.cumsum(-1) - shares  # the smallest set that reaches top_p, never empty
-            values = values.masked_fill(before >= sampling.top_p, float("-inf"))
-        return ids.gather(1, draw(values, uniforms[:, None]))[:, 0]
-    return draw(logits, uniforms[:, None])[:, 0]
+        shares = torch.exp(values - total).double()
+        before = shares.cumsum(-1) - shares
+        if (before[:, -1] >= top_p).all():
+            break
+    outside = before >= top_p
+    outside[:, 0] = False
+    return values.masked_fill(outside, float("-inf")), ids

@@ -34,9 +34,7 @@ print(json.dumps(answers))
 """
 
 
-def test_students_load_in_a_fresh_interpreter_without_limbeck(
-    world: Any, kit: Any, tmp_path: Path, data: Path
-) -> None:
+def test_students_load_in_a_fresh_interpreter_without_limbeck(world: Any, kit: Any, tmp_path: Path, data: Path) -> None:
     folders: dict[str, Any] = {}
     for family in ("gemma3", "gpt2"):
         teacher = tiny_model_folder(tmp_path / f"{family}-teacher", data / "tok_a", family, layers=3)

@@ -45,6 +45,10 @@ def metrics(sink: Any) -> dict[int, dict[str, float]]:
     }
 
 
+def changes(sink: Any) -> list[tuple[str, int]]:
+    return [(str(message), step) for message, step in sink.of("KnobChanged")]
+
+
 def disturb() -> None:
     """What another process would have: other states of the global generators."""
     random.seed(99)
@@ -59,6 +63,7 @@ class Whole:
     folder: Path
     bits: dict[str, bytes]
     metrics: dict[int, dict[str, float]]
+    changes: list[tuple[str, int]]
 
     def dead_after(self, step: int, folder: Path) -> None:
         """What lies on disk where the process died right after the checkpoint of `step`."""
@@ -74,7 +79,7 @@ def whole(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     sink = kit.Sink()
     folder = tmp_path_factory.mktemp("whole")
     result = train(world.job(folder), sink)
-    return Whole(folder, bits(result.model), metrics(sink))
+    return Whole(folder, bits(result.model), metrics(sink), changes(sink))
 
 
 @pytest.mark.parametrize("step", range(1, 10))
@@ -89,6 +94,7 @@ def test_a_training_that_died_after_a_step_and_resumes_ends_with_the_same_bits(
     assert bits(result.model) == whole.bits
     # Windows that the death cut lose nothing.
     assert metrics(sink) == {at: values for at, values in whole.metrics.items() if at > step}
+    assert changes(sink) == [change for change in whole.changes if change[1] >= step]
     rewound, at = sink.of("Rewound")[0]
     assert (rewound.to_step, at, rewound.checkpoint) == (step, step, f"checkpoints/student/checkpoint-{step}")
     started, _ = sink.of("StageStarted")[0]

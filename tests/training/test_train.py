@@ -160,6 +160,7 @@ def test_the_head_works_with(world: Any, kit: Any, tmp_path: Path, option: str) 
     assert last["loss"] < first["loss"]
     assert next(other.model.parameters()).dtype == torch.float32
     assert not other.model.is_gradient_checkpointing
+    assert "forward" not in vars(other.model)  # neither the head nor autocast is left on it
     assert other.model.config.use_cache == plain.model.config.use_cache == kit.tiny_student().model.config.use_cache
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import warnings
@@ -142,15 +143,13 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             self.emit(KnobChanged(knob=change.knob, before=change.before, after=change.after))
         samples = []
         counts = dict.fromkeys(("tokens", "rows", "pairs"), 0.0)
-        for micro, _ in zip(epoch_iterator, range(num_batches), strict=False):
+        for micro in itertools.islice(epoch_iterator, num_batches):
             inputs, batch = collate(
                 micro.sequences, micro.signals, self.knobs.temperatures(), pad_id=self._pad_id, top_k=self._top_k
             )
             samples.append({**inputs, "batch": batch})
             for name, count in batch.counts.items():
                 counts[name] += 0 if micro.blank else count
-            if len(samples) == num_batches:
-                break  # zip would take one more micro-batch than it gives
         if self.args.world_size > 1:
             counts = dict(zip(counts, self._reduce(torch.tensor(list(counts.values()))).tolist(), strict=True))
         self._denominators = counts

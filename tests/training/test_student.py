@@ -33,7 +33,21 @@ def qwen(layers: int) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def mixtral(layers: int) -> Any:
+    """As many experts as layers: both are lists of the same length."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "mixtral", vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=layers, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 def teacher_of(family: str) -> Any:
+    if family == "mixtral":
+        return mixtral(4)
     return qwen(4) if family == "qwen2" else tiny_model(family, 64, layers=4, seed=1)
 
 
@@ -57,7 +71,7 @@ def cut_by_hand(teacher: Any, layers: list[int]) -> Any:
     return logits(teacher)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2", "gpt2", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2", "gpt2", "qwen2", "mixtral"])
 @pytest.mark.parametrize("layers", [[0, 1, 2, 3], [1, 2], [0, 3], [3]])
 def test_layers_of_a_teacher_compute_what_they_did_there(family: str, layers: list[int]) -> None:
     teacher = teacher_of(family)

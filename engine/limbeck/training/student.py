@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from limbeck.teachers.folder import model_folder, trust_remote_code, weight_file
 if TYPE_CHECKING:
     from limbeck.recipe import StudentSpec
 
-# Families name the list of their blocks so; the number after it is the block's place.
-_BLOCK = re.compile(r"^((?:.*\.)?(?:layers|h|blocks))\.(\d+)\.(.*)$")
+# Settings with one entry a block whose names do not say so.
+_PER_LAYER = ("attention_types", "block_types")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def take_layers(teacher: Any, layers: Sequence[int]) -> Any:
         student = type(teacher)._from_config(
             config, dtype=teacher.dtype, attn_implementation=teacher.config._attn_implementation
         )
-    state = _renumbered(teacher.state_dict(), layers)
+    state = _renumbered(teacher.state_dict(), _blocks_of(teacher, count), layers)
     try:
         student.load_state_dict(state)
     except RuntimeError as error:
@@ -86,9 +85,6 @@ def take_layers(teacher: Any, layers: Sequence[int]) -> Any:
         raise _invalid(f"the layers do not fit a smaller model: {detail}", "student.layers", hint) from error
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
-
-
-_PER_LAYER = ("attention_types", "block_types")
 
 
 def _check_layers(layers: Sequence[int], count: int) -> None:
@@ -111,15 +107,27 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _renumbered(state: dict[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
-    place = {index: position for position, index in enumerate(layers)}
+def _blocks_of(model: nn.Module, count: int) -> str:
+    """Name of the list of `count` blocks, with a dot after it. Other towers (vision, audio) and experts are not it."""
+    lists = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    lists = [name for name in lists if not any(tower in name for tower in ("vision", "audio"))]
+    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    if len(outer) != 1:
+        hint = "take the whole teacher, or another model"
+        raise _invalid(f"its list of {count} layers cannot be told among {outer or 'none'}", "student.layers", hint)
+    return f"{outer[0]}."
+
+
+def _renumbered(state: dict[str, Tensor], blocks: str, layers: Sequence[int]) -> dict[str, Tensor]:
+    place = {str(index): str(position) for position, index in enumerate(layers)}
     renumbered = {}
     for name, tensor in state.items():
-        match = _BLOCK.match(name)
-        if match is None:
+        if not name.startswith(blocks):
             renumbered[name] = tensor
-        elif int(match[2]) in place:
-            renumbered[f"{match[1]}.{place[int(match[2])]}.{match[3]}"] = tensor
+            continue
+        index, rest = name.removeprefix(blocks).split(".", 1)
+        if index in place:
+            renumbered[f"{blocks}{place[index]}.{rest}"] = tensor
     return renumbered
 
 

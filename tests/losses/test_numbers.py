@@ -157,6 +157,59 @@ def test_an_id_suppressed_in_both_counts_nothing(data: Path, plugin: str, tail: 
             assert value == pytest.approx(case[plugin], abs=1e-12), name
 
 
+@pytest.mark.parametrize("plugin", ["cross_entropy", "sequence_kd"])
+def test_cross_entropy_beside_a_suppressed_id(data: Path, plugin: str) -> None:
+    case = json.loads((data / "C34" / "vectors.json").read_text())[0]
+    zs = numbers([case["student"]])
+    value, _, grad = values_of(plugin, zs, SignalBatch(torch.tensor([1])))
+    assert value == pytest.approx(-torch.softmax(zs, 1)[0, 1].log().item(), abs=1e-12)
+    assert grad.isfinite().all()
+    assert grad[0, 3] == 0
+
+
+CASES = [(name, {"tail": tail}) for name in DIVERGENCES for tail in ("bucket", "renormalise", "drop")]
+
+
+@pytest.mark.parametrize(("plugin", "options"), [*CASES, ("cross_entropy", {}), ("sequence_kd", {})])
+@pytest.mark.parametrize("signal", ["top_k", "full"])
+def test_garbage_where_the_mask_is_0_and_nothing_kept(
+    data: Path, plugin: str, options: dict[str, str], signal: str
+) -> None:
+    _, garbage, nothing = json.loads((data / "C34" / "vectors.json").read_text())
+    zs, zt = numbers(garbage["student"]), numbers(garbage["teacher"])
+
+    def result(mask: list[int]) -> tuple[Tensor, Tensor]:
+        kept = torch.tensor(mask, dtype=torch.bool)
+        labels = torch.tensor([[-100, *(0 if keep else -100 for keep in mask)]])
+        teacher = zt[kept]
+        answers = {"top_k": Answer.of_logits(teacher, 1)} if signal == "top_k" else {}
+        batch = SignalBatch.of_labels(labels, answers=answers, full=torch.log_softmax(teacher, 1))
+        states = torch.cat([zs, zs[-1:]])[None].requires_grad_()
+        term = Term.of(BY_NAME[plugin], BY_NAME[plugin].config.model_validate(options), LossContext(2, None, 2))
+        knobs = {"teacher_weight": 0.5} if plugin == "jsd" else {}
+        head = Head(torch.eye(2, dtype=torch.float64))
+        out = head_loss(batch.select(states), head, batch, [term], {plugin: Values(knobs=knobs)})
+        out.loss.backward()
+        out.check(batch)
+        assert states.grad is not None
+        return out.loss.detach(), states.grad[0]
+
+    loss, grad = result(garbage["mask"])
+    expected, _, expected_grad = values_of(
+        plugin, zs[:1], SignalBatch(torch.tensor([0]), _one(signal, zt), full=torch.log_softmax(zt[:1], 1)), **options
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(grad[:1], expected_grad)
+    assert (grad[1:] == 0).all()
+    loss, grad = result(nothing["mask"])
+    assert loss == 0
+    assert (grad == 0).all()
+
+
+def _one(signal: str, zt: Tensor) -> dict[str, Answer]:
+    return {"top_k": Answer.of_logits(zt[:1], 1)} if signal == "top_k" else {}
+
+
 @pytest.mark.parametrize("tail", ["bucket", "renormalise", "drop"])
 @pytest.mark.parametrize("plugin", DIVERGENCES)
 def test_a_probability_of_0_on_the_side_that_weighs_counts_exactly_0(plugin: str, tail: str) -> None:
@@ -199,3 +252,27 @@ def test_jsd_meets_forward_and_reverse_kl_at_its_ends() -> None:
     w = 1e-6
     assert values_of("jsd", zs, batch, teacher_weight=w)[0] / w == pytest.approx(forward, rel=1e-4)
     assert values_of("jsd", zs, batch, teacher_weight=1 - w)[0] / w == pytest.approx(reverse, rel=1e-4)
+
+
+@pytest.mark.parametrize("plugin", DIVERGENCES)
+def test_tails_of_peaked_rows_are_right_in_fp32(plugin: str) -> None:
+    """1 − Σ would be 0 or negative here; a logsumexp over the complement keeps the tail."""
+    draw = torch.Generator().manual_seed(2)
+    zs, zt = (torch.randn(20, 50, generator=draw) for _ in range(2))
+    zs[:, 0], zt[:, 0] = 30.0, 28.0
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        answer = Answer.of_logits(zt.to(dtype), 4)
+        config = BY_NAME[plugin].config.model_validate({})
+        term = Term.of(BY_NAME[plugin], config, LossContext(50, None, 50))
+        hidden = zs.to(dtype).clone().requires_grad_()
+        batch = SignalBatch(torch.zeros(20, dtype=torch.int64), {"top_k": answer})
+        head = Head(torch.eye(50, dtype=dtype))
+        out = head_loss(hidden, head, batch, [term], {plugin: Values(knobs={"teacher_weight": 0.5})})
+        out.loss.backward()
+        assert hidden.grad is not None
+        results.append((out.loss.detach().double(), hidden.grad.double()))
+    tail = Answer.of_logits(zt, 4).at[1.0][1]
+    assert (1 - Answer.of_logits(zt, 4).at[1.0][0].exp().sum(1) <= 0).any()  # what must not be used
+    assert tail.isfinite().all()
+    torch.testing.assert_close(results[0][1][:, 1:], results[1][1][:, 1:], rtol=1e-3, atol=1e-16)

@@ -286,7 +286,7 @@ def _check_chunks(term: Term, values: Mapping[str, Values]) -> None:
             output = head_loss(
                 leaves[0][rows], Head(leaves[1]), batch(rows), [term], values, counts, chunk_bytes=chunk_bytes
             )
-            output.loss.backward()
+            output.loss.backward()  # type: ignore[no-untyped-call]
             total += output.loss.detach()
         return [total, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 

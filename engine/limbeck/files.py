@@ -22,14 +22,28 @@ def disk_errors(path: Path, need: int | None = None) -> Iterator[None]:
     """Turn a full disk into DISK_FULL with the path, the need (bytes, if known) and the free space."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # EFBIG: a limit on the size of files
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         wanted = f"{need:,} bytes were to be written, " if need is not None else ""
         hint = "free some space and give the same command again; what was written before is kept"
         problem = Problem(f"{wanted}{free:,} bytes are free", file=str(path), hint=hint)
         raise LimbeckError(Reason.DISK_FULL, problems=[problem]) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit on the size of files
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Also for libraries that hide it: safetensors gives the number in its text, torch.save only that it failed."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    if isinstance(error, LimbeckError):
+        return False
+    text = str(error)
+    torch_failed = "PytorchStreamWriter failed writing" in text or "unexpected pos" in text
+    return torch_failed or any(f"(os error {number})" in text for number in _FULL)
 
 
 def existing_parent(path: Path) -> Path:

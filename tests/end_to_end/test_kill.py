@@ -14,14 +14,14 @@ import pytest
 
 from .conftest import command, environment, events_of, kinds
 
+Inside = Callable[..., tuple[int, str, str]]
 # A stage, and how many of its events are to be there when the kill comes.
 POINTS = [("generate", 1), ("label", 1), ("train", 6), ("train", 11), ("twin", 8), ("evaluate", 1)]
 
 
-def _start(*args: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), start_new_session=True
-    )
+def _start(*args: str | Path, stderr: Path) -> subprocess.Popen[bytes]:
+    with stderr.open("wb") as file:
+        return subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=file, env=environment())
 
 
 def _count(run: Path, stage: str, attempt: int) -> int:
@@ -44,16 +44,16 @@ def _signal_at(process: subprocess.Popen[bytes], run: Path, stage: str, events: 
 
 
 def test_a_run_killed_in_every_stage_and_resumed_ends_with_the_same_bits(
-    finished: Path, tmp_path: Path, kill_points: ModuleType, limbeck: Callable[..., subprocess.CompletedProcess[str]]
+    finished: Path, tmp_path: Path, kill_points: ModuleType, inside: Inside
 ) -> None:
     recipe, run = kill_points.make_project(tmp_path), tmp_path / "run"
     killed = 0
     for attempt, (stage, count) in enumerate(POINTS, 1):
-        process = _start("run" if attempt == 1 else "resume", recipe)
+        process = _start("run" if attempt == 1 else "resume", recipe, stderr=tmp_path / "stderr.txt")
         killed += _signal_at(process, run, stage, count, attempt, signal.SIGKILL) == -signal.SIGKILL
     assert killed == len(POINTS)
-    done = limbeck("resume", run)
-    assert done.returncode == 0, done.stderr
+    code, _, err = inside("resume", run)
+    assert code == 0, err
     assert kill_points.differences(run, finished / "run") == []
     events = events_of(run)
     assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
@@ -64,24 +64,18 @@ def test_a_run_killed_in_every_stage_and_resumed_ends_with_the_same_bits(
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(
-    name: str,
-    code: int,
-    finished: Path,
-    tmp_path: Path,
-    kill_points: ModuleType,
-    limbeck: Callable[..., subprocess.CompletedProcess[str]],
+    name: str, code: int, finished: Path, tmp_path: Path, kill_points: ModuleType, inside: Inside
 ) -> None:
     recipe, run = kill_points.make_project(tmp_path), tmp_path / "run"
-    process = _start("run", recipe)
+    process = _start("run", recipe, stderr=tmp_path / "stderr.txt")
     assert _signal_at(process, run, "train", 4, 1, signal.Signals[name]) == code
-    assert process.stderr is not None
-    error = process.stderr.read().decode()
+    error = (tmp_path / "stderr.txt").read_text()
     assert f"limbeck resume {recipe}" in error
     assert "Traceback" not in error
     events = events_of(run)
     assert events[-1]["run_interrupted"] == {"signal": name}
     saved = [event["step"] for event in events if "checkpoint_saved" in event]
     assert saved[-1] == max((event["step"] for event in events if "metrics" in event), key=int)
-    done = limbeck("resume", recipe)
-    assert done.returncode == 0, done.stderr
+    code, _, err = inside("resume", recipe)
+    assert code == 0, err
     assert kill_points.differences(run, finished / "run") == []

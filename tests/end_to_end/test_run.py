@@ -127,7 +127,7 @@ def test_json_output_is_json_lines_only_whatever_plugins_print(
 
 
 def test_a_reader_that_closes_early_ends_a_run_quietly_and_it_can_go_on(
-    kill_points: object, tmp_path: Path, limbeck: Callable[..., subprocess.CompletedProcess[str]]
+    kill_points: object, tmp_path: Path, inside: Callable[..., tuple[int, str, str]]
 ) -> None:
     recipe = kill_points.make_project(tmp_path, prompts=8)  # type: ignore[attr-defined]
     recipe.write_text(recipe.read_text().replace("twin: true", "twin: false"))
@@ -141,13 +141,14 @@ def test_a_reader_that_closes_early_ends_a_run_quietly_and_it_can_go_on(
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    error = process.stderr.read().decode()
+    with process.stderr:
+        error = process.stderr.read().decode()
     assert process.wait(120) == 141
     assert "Traceback" not in error
     assert "BrokenPipe" not in error
     assert kinds(events_of(tmp_path / "run"))[-1] == "run_interrupted"
-    done = limbeck("resume", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    code, _, err = inside("resume", tmp_path / "run")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("option", [[], ["--json"]])

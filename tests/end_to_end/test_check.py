@@ -1,0 +1,154 @@
+"""The pre-flight: all problems in one go, before anything is spent or written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Inside = Callable[..., tuple[int, str, str]]
+
+
+def _case(data: Path, name: str, teacher: Path, student: Path, target: Path) -> Path:
+    """A copy of a case with its placeholders filled in; returns its recipe."""
+    shutil.copytree(data / name, target / name)
+    recipe = next((target / name).rglob("recipe.yaml"))
+    text = recipe.read_text().replace("MODEL_DIR", str(teacher)).replace("STUDENT_DIR", str(student))
+    recipe.write_text(text.replace("output: OUT", f"output: {target / 'out'}"))
+    return recipe
+
+
+def test_it_prints_facts_and_the_resolved_recipe_and_writes_nothing(
+    copied: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def loaded(*args: object, **options: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", loaded)
+    shutil.rmtree(copied / "run")
+    before = sorted(copied.rglob("*"))
+    code, out, err = inside("check", copied / "recipe.yaml", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["recipe"]["teacher"]["model"] == str(copied / "teacher")
+    assert found["recipe"]["data"]["generator"]["path"] == str(copied / "prompts.jsonl")
+    assert found["recipe"]["losses"][0]["tail"] == "bucket"
+    facts = found["facts"]
+    assert facts["output"]["state"] == "new"
+    assert facts["data"]["samples"] == 16
+    assert facts["teacher"]["vocab_size"] == 261
+    assert facts["signals"]["stored"]["temperatures"] == [1.0, 2.0]
+    assert facts["parameters"]["student"] < facts["parameters"]["teacher"]
+    assert facts["disk"]["free_bytes"] > facts["disk"]["need_bytes"] > 0
+    assert facts["memory"]["training_bytes"] > 0
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_the_text_for_people_names_the_next_command(copied: Path, inside: Inside) -> None:
+    code, out, err = inside("check", copied / "recipe.yaml")
+    assert code == 0, err
+    assert f"model: {copied / 'teacher'}" in out
+    assert "goes on with run" in out
+    assert out.rstrip().endswith(f"ready: limbeck run {copied / 'recipe.yaml'}")
+    assert "\x1b" not in out
+
+
+def test_rows_with_nothing_left_to_train_are_named_before_the_run(
+    data: Path, tiny_teacher: Path, tiny_student: Path, tmp_path: Path, inside: Inside
+) -> None:
+    recipe = _case(data, "C28", tiny_teacher, tiny_student, tmp_path)
+    for command in ("check", "run"):
+        code, _, err = inside(command, recipe)
+        assert code == 2
+        assert "rows.jsonl:1" in err
+        assert "rows.jsonl:4" in err
+        assert "DATA_INVALID" in err
+        assert not (tmp_path / "out").exists()
+    recipe.write_text(recipe.read_text().replace("max_length: 64", "max_length: 64, on_bad_row: quarantine, holdout: 0"))
+    code, out, err = inside("check", recipe, "--json")
+    assert code == 0, err
+    facts = json.loads(out)["facts"]["data"]
+    assert (facts["quarantined"], facts["truncated"], facts["lost_bytes"]) == (2, 1, 5)
+
+
+def test_a_student_with_another_tokenizer_is_refused_with_the_alternative(
+    data: Path, tiny_teacher: Path, tmp_path: Path, inside: Inside
+) -> None:
+    from limbeck.testing.tiny import tiny_model_folder
+
+    student = tiny_model_folder(tmp_path / "other", data / "tok_b")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{model: {student}}}\n"
+        "data: {path: rows.jsonl}\nlosses: [{plugin: forward_kl}]\noutput: out\n"
+    )
+    code, _, err = inside("run", recipe)
+    assert code == 2
+    assert "TOKENIZER_MISMATCH" in err
+    assert "sequence_kd" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_kind_of_problem_comes_in_one_go(tiny_teacher: Path, tmp_path: Path, inside: Inside) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": ""}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher}}\n"
+        "data: {path: rows.jsonl}\nlosses: [{plugin: forward_kl, top_k: 5000}]\noutput: out\n"
+    )
+    code, out, _ = inside("check", recipe, "--json")
+    assert code in (2, 3)
+    messages = [problem["message"] for problem in json.loads(out)["error"]["problems"]]
+    assert any("thesis.txt" in message for message in messages)
+    assert any("top_k is 5000" in message for message in messages)
+    assert any("completion" in str(problem) for problem in json.loads(out)["error"]["problems"])
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_knob_that_would_leave_its_range_is_refused_before_the_run(
+    tiny_teacher: Path, tmp_path: Path, inside: Inside
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher}}\n"
+        "data: {path: rows.jsonl, holdout: 0}\noutput: out\n"
+        "losses: [{plugin: forward_kl, weight: {plugin: linear, start: 1.0, end: -1.0}}]\n"
+    )
+    code, _, err = inside("check", recipe)
+    assert code in (1, 2)
+    assert "weight" in err
+    assert "at least 0" in err
+
+
+def test_relative_paths_are_relative_to_the_recipe_wherever_it_is_run_from(
+    data: Path,
+    tiny_teacher: Path,
+    tiny_student: Path,
+    tmp_path: Path,
+    inside: Inside,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = _case(data, "C51", tiny_teacher, tiny_student, tmp_path)
+    project = recipe.parent.parent
+    link = tmp_path / "link.yaml"
+    link.symlink_to(recipe)
+    wanted = str(project / "data" / "rows.jsonl")
+    for folder, path in ((Path("/"), recipe), (project, Path("recipes/recipe.yaml")), (tmp_path, link)):
+        monkeypatch.chdir(folder)
+        code, out, err = inside("check", path, "--json")
+        assert code == 0, err
+        assert json.loads(out)["recipe"]["data"]["path"] == wanted
+    (project / "data" / "rows.jsonl").unlink()
+    code, _, err = inside("check", recipe)
+    assert code == 2
+    assert "'../data/rows.jsonl'" in err
+    assert wanted in err

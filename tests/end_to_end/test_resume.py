@@ -1,0 +1,124 @@
+"""What a resume refuses and allows; full disks; runs without a teacher, with an online one, with another backend."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import command, environment, events_of
+
+Inside = Callable[..., tuple[int, str, str]]
+
+
+def test_a_changed_recipe_is_refused_naming_each_difference(copied: Path, inside: Inside) -> None:
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("1.0e-3", "2.0e-3").replace("top_k: 16", "top_k: 8"))
+    code, _, err = inside("resume", recipe)
+    assert code == 3
+    assert "training.learning_rate: was 0.001, is 0.002" in err
+    assert "losses[0].top_k: was 16, is 8" in err
+    assert "--allow-changed" in err
+    assert len(err.strip().splitlines()) == 3
+    recipe.write_text(text.replace("samples: 1", "samples: 0"))
+    code, _, err = inside("resume", recipe, "--allow-changed")
+    assert code == 0, err
+
+
+def test_a_project_that_moved_as_a_whole_is_the_same_run(copied: Path, inside: Inside) -> None:
+    code, out, err = inside("resume", copied / "run")
+    assert code == 0, err
+    assert "train: there already" in out
+    assert str(copied) in (copied / "run" / "resolved.yaml").read_text()
+
+
+def test_a_recipe_that_is_gone_is_named_with_both_places(copied: Path, inside: Inside) -> None:
+    inside("resume", copied / "run")
+    moved = copied.rename(copied.parent / "moved")
+    (moved / "recipe.yaml").rename(moved / "other.yaml")
+    code, _, err = inside("resume", moved / "run")
+    assert code == 3
+    assert str(moved / "recipe.yaml") in err
+    assert str(copied / "recipe.yaml") in err
+    code, _, err = inside("resume", moved / "other.yaml")
+    assert code == 0, err
+
+
+def test_nothing_to_resume_says_how_to_start(copied: Path, inside: Inside) -> None:
+    import shutil
+
+    shutil.rmtree(copied / "run")
+    code, _, err = inside("resume", copied / "recipe.yaml")
+    assert code == 3
+    assert f"limbeck run {copied / 'recipe.yaml'}" in err
+    assert not (copied / "run").exists()
+
+
+@pytest.mark.parametrize("size", [60_000, 150_000], ids=["weights do not fit", "optimizer does not fit"])
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    size: int, finished: Path, tmp_path: Path, kill_points: object, inside: Inside
+) -> None:
+    """A limit on the size of a file stands for the disk: the first checkpoint does not fit."""
+    recipe = kill_points.make_project(tmp_path)  # type: ignore[attr-defined]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        command("run", recipe),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        preexec_fn=limit,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "DISK_FULL" in done.stderr
+    assert str(tmp_path / "run") in done.stderr
+    assert "bytes are free" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert events_of(tmp_path / "run")[-1]["run_failed"]["reason"] == "DISK_FULL"
+    code, _, err = inside("run", recipe)
+    assert code == 0, err
+    assert kill_points.differences(tmp_path / "run", finished / "run") == []  # type: ignore[attr-defined]
+
+
+ROWS = "".join(f'{{"prompt": "Say {i}: ", "completion": "number {i}"}}\n' for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "losses", "signals"),
+    [
+        ("", "{plugin: cross_entropy}", "cached"),
+        ("teacher: {plugin: transformers, model: TEACHER}", "{plugin: cross_entropy}", "cached"),
+        ("teacher: {plugin: transformers, model: TEACHER}", "{plugin: reverse_kl, top_k: 8}", "online"),
+        (
+            "teacher: {plugin: transformers, model: TEACHER}",
+            "{plugin: hidden_mse, layers: [[1, 2], [-1, -1]]}",
+            "online",
+        ),
+    ],
+    ids=["no teacher", "no signal", "online", "hidden states"],
+)
+def test_other_ways_to_train_run_to_the_report(
+    teacher: str, losses: str, signals: str, tiny_teacher: Path, tiny_student: Path, tmp_path: Path, inside: Inside
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"{teacher.replace('TEACHER', str(tiny_teacher))}\nstudent: {{model: {tiny_student}}}\n"
+        f"data: {{path: rows.jsonl, holdout: 2}}\nlosses: [{losses}]\n"
+        f"signals: {{source: {signals}}}\ntraining: {{max_steps: 2, per_device_train_batch_size: 4}}\n"
+        "evaluation: {samples: 1, max_new_tokens: 4}\noutput: out\n"
+    )
+    code, out, err = inside("run", recipe)
+    assert code == 0, err
+    assert "report" in out
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    assert not (tmp_path / "out" / "signals" / "train").exists()
+    assert (tmp_path / "out" / "signals" / "holdout").exists() == bool(teacher)

@@ -69,7 +69,9 @@ def test_rows_with_nothing_left_to_train_are_named_before_the_run(
         assert "rows.jsonl:4" in err
         assert "DATA_INVALID" in err
         assert not (tmp_path / "out").exists()
-    recipe.write_text(recipe.read_text().replace("max_length: 64", "max_length: 64, on_bad_row: quarantine, holdout: 0"))
+    recipe.write_text(
+        recipe.read_text().replace("max_length: 64", "max_length: 64, on_bad_row: quarantine, holdout: 0")
+    )
     code, out, err = inside("check", recipe, "--json")
     assert code == 0, err
     facts = json.loads(out)["facts"]["data"]

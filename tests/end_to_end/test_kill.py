@@ -1,4 +1,4 @@
-"""kill -9 in every stage: the resumed run ends with the same bits and tells so. Many points: benchmarks/kill_points.py."""
+"""kill -9 in every stage: the resumed run ends with the same bits and says so (more: benchmarks/kill_points.py)."""
 
 from __future__ import annotations
 

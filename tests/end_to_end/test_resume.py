@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 from collections.abc import Callable
@@ -86,6 +87,58 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     code, _, err = inside("run", recipe)
     assert code == 0, err
     assert kill_points.differences(tmp_path / "run", finished / "run") == []  # type: ignore[attr-defined]
+
+
+def _unfinished(run: Path, stage: str) -> None:
+    """As a kill in this stage leaves its record."""
+    record = run / "stages" / f"{stage}.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"complete": False}))
+
+
+@pytest.mark.parametrize("tail", ["torn", "no newline"])
+def test_a_torn_tail_of_generated_rows_is_mended_said_and_loses_nothing(
+    tail: str, finished: Path, copied: Path, kill_points: object, inside: Inside
+) -> None:
+    rows = copied / "run" / "rows" / "rows.jsonl"
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:-40] if tail == "torn" else whole[:-1])
+    _unfinished(copied / "run", "generate")
+    code, out, err = inside("resume", copied / "run")
+    assert code == 0, err
+    assert "LOG_MENDED" in out
+    assert rows.read_bytes() == whole
+    assert kill_points.differences(copied / "run", finished / "run") == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["rows/rows.jsonl", "events.jsonl"])
+def test_a_hole_in_a_log_is_an_error_that_names_the_line_and_leaves_the_file_alone(
+    name: str, copied: Path, inside: Inside
+) -> None:
+    path = copied / "run" / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0" * (len(lines[2]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    _unfinished(copied / "run", "generate")
+    code, _, err = inside("resume", copied / "run")
+    assert code == 3
+    assert "LOG_DAMAGED" in err
+    assert f"{path}:3: a hole of zero bytes" in err
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_damaged_signals_are_set_aside_said_and_captured_again(
+    finished: Path, copied: Path, kill_points: object, inside: Inside
+) -> None:
+    shard = next((copied / "run" / "signals" / "train").glob("shard-*.arrow"))
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    _unfinished(copied / "run", "label")
+    code, out, err = inside("resume", copied / "run")
+    assert code == 0, err
+    assert "STORE_MENDED" in out
+    assert list((copied / "run" / "signals" / "train" / "damaged").iterdir())
+    assert kill_points.differences(copied / "run", finished / "run") == []  # type: ignore[attr-defined]
 
 
 ROWS = "".join(f'{{"prompt": "Say {i}: ", "completion": "number {i}"}}\n' for i in range(12))

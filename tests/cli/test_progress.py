@@ -1,0 +1,128 @@
+"""What a run shows: bars on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from limbeck.cli import progress
+from limbeck.runs.events import KINDS
+from limbeck.v1.event_pb2 import (
+    Event,
+    KnobChanged,
+    Metrics,
+    Progress,
+    Rewound,
+    RunFinished,
+    StageFinished,
+    StageStarted,
+    Warning,
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def event(message: Any, stage: str = "train", step: int = 0) -> Event:
+    return Event(sequence=1, stage=stage, step=step, **{KINDS[message.DESCRIPTOR.name]: message})
+
+
+def show(display: progress.Display, clock: list[float], steps: int = 200, seconds: float = 0.5) -> None:
+    display(event(Rewound(to_step=20, checkpoint="c", rejected=["checkpoint-30: it is empty"])))
+    display(event(StageStarted(total=steps, unit="steps", done=20)))
+    for step in range(21, steps + 1):
+        clock[0] += seconds
+        display(event(Metrics(values={"loss": 1.25}), step=step))
+        display(event(Progress(done=step, total=steps, unit="steps")))
+    display(event(KnobChanged(knob="losses.forward_kl.temperature", before=2, after=1), step=100))
+    display(event(Warning(reason="LOG_MENDED", message="a line was torn")))
+    display(event(StageFinished(digest="d", seconds=90.0, figures={"steps": float(steps), "loss": 1.25})))
+    display(event(StageFinished(digest="d", skipped=True), stage="report"))
+    display(event(RunFinished(seconds=91.0), stage=""))
+
+
+def test_plain_lines_are_few_and_carry_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress.Lines() as display:
+        show(display, clock)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "train: goes on from step 20",
+        "  passed over checkpoint-30: it is empty",
+        "train: 200 steps, 20 done before",
+        "train: 50 of 200 steps, 2 steps/s, 1 min 15 s left, loss 1.25",
+        "train: 100 of 200 steps, 2 steps/s, 50 s left, loss 1.25",
+        "train: 150 of 200 steps, 2 steps/s, 25 s left, loss 1.25",
+        "train: losses.forward_kl.temperature 2 → 1 at step 100",
+        "warning: a line was torn [LOG_MENDED]",
+        "train: done in 1 min 30 s (loss 1.25, steps 200)",
+        "report: there already",
+    ]
+
+
+def test_a_slow_stage_speaks_once_a_minute(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with progress.Lines() as display:
+        display(event(StageStarted(total=10_000, unit="tokens")))
+        for done in range(1, 181):
+            clock[0] += 1
+            display(event(Progress(done=done, total=10_000, unit="tokens")))
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3
+
+
+def test_bars_show_rate_time_left_and_loss_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, legacy_windows=False)
+    monkeypatch.setattr(progress.output, "console", lambda: terminal)
+    with progress.Bars() as display:
+        display(event(StageStarted(total=100, unit="steps", done=0)))
+        clock[0] += 10
+        display(event(Metrics(values={"loss": 0.5})))
+        display(event(Progress(done=20, total=100, unit="steps")))
+        display._progress.refresh()
+        assert "20 of 100 steps, 2 steps/s, 40 s left, loss 0.5" in screen.getvalue()
+        assert "━" in screen.getvalue()
+        display(event(StageFinished(seconds=50.0)))
+    assert "train: done in 50 s" in screen.getvalue()
+
+
+def test_json_lines_are_the_events_and_stop_when_nobody_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    with progress.JsonLines() as display:
+        show(display, clock, steps=22)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["rewound"] == {"to_step": "20", "checkpoint": "c", "rejected": ["checkpoint-30: it is empty"]}
+    assert lines[-1]["run_finished"] == {"seconds": 91.0}
+
+    def closed(*args: object, **options: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(progress.output, "emit_json", closed)
+    with progress.JsonLines() as display:
+        display(event(RunFinished()))
+        assert display.gone
+
+
+def test_without_a_total_there_is_no_time_left(clock: list[float]) -> None:
+    stage = progress.Clock(0, 0, "rows")
+    clock[0] += 2
+    stage.done = 3000
+    assert progress.progress_text(stage, None) == "3,000 rows, 1,500 rows/s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text

@@ -192,3 +192,30 @@ def test_a_token_loss_may_own_parameters(make: Callable[..., Made]) -> None:
     leaves = [hidden, weight, loss.power]
     found = torch.autograd.grad(out.loss, leaves)
     torch.testing.assert_close(found, torch.autograd.grad(expected, leaves), rtol=1e-10, atol=1e-12)
+
+
+def test_a_sequence_loss_may_own_parameters() -> None:
+    from limbeck.interfaces import Needs, SequenceBatch
+
+    class Scaled(torch.nn.Module):
+        needs = Needs(normaliser="rows")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, batch: SequenceBatch, knobs: Any) -> Tensor:
+            total_r = torch.zeros(batch.rows, dtype=torch.float64).index_add(0, batch.row_n, batch.logprobs["student"])
+            return (self.scale * total_r) ** 2
+
+    loss = Scaled()
+    hidden, weight = normal(0, N, D).requires_grad_(), normal(1, V, D).requires_grad_()
+    batch = pairs()
+    label = torch.log_softmax(hidden @ weight.T, 1)[torch.arange(N), batch.labels]
+    expected = torch.stack([(loss.scale * label[row == ROW_N].sum()) ** 2 for row in range(4)]).mean()
+    term = Term("scaled", "sequence", loss, loss.needs)
+    out = head_loss(hidden, Head(weight), batch, [term], {"scaled": Values()}, chunk_bytes=2 * V * 8)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-10, atol=1e-12)
+    leaves = [hidden, weight, loss.scale]
+    found = torch.autograd.grad(out.loss, leaves)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, leaves), rtol=1e-10, atol=1e-12)

@@ -114,3 +114,12 @@ def test_a_recipe_with_fences_cannot_leave_its_block(run_folder: Path) -> None:
     recipe = run_folder / "recipe.yaml"
     recipe.write_text(recipe.read_text() + "# ````\n# # Not a heading\n")
     assert "`````yaml\n" in model_card(run_folder)
+
+
+def test_a_figure_that_stays_zero_is_drawn_on_the_axis() -> None:
+    svg = line_chart("a", "t", "u", [Curve("c", "student", [(1, 0.0), (2, 0.0)])])
+    axis = re.search(r'class="axis" d="M\d+ (\d+)H', svg)
+    line = re.search(r'class="line student" d="M[\d.]+ ([\d.]+)', svg)
+    assert axis
+    assert line
+    assert float(line[1]) == float(axis[1])

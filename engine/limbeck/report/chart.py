@@ -86,7 +86,7 @@ class _Axes:
         if log:
             low, high = math.log10(low), math.log10(high)
         pad = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-        floor = 0.0 if not log and 0 <= low < 0.3 * high else low - pad  # show the zero where it is near
+        floor = 0.0 if not log and 0 <= low <= 0.3 * high else low - pad  # show the zero where it is near
         return cls(min(steps), max(steps), floor, high + pad, log)
 
     def x(self, step: float) -> float:

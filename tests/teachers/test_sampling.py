@@ -22,14 +22,16 @@ def test_what_has_no_mass_is_never_drawn_even_at_the_edges():
     assert draw(logits, torch.tensor([[0.0, 1 - 2**-53]], dtype=torch.float64)).tolist() == [[1, 1]]
 
 
-@pytest.mark.parametrize("first", [2, 64])
-def test_a_nucleus_is_the_same_wherever_it_is_looked_for_first(first, monkeypatch):
-    monkeypatch.setattr(module, "NUCLEUS", first)
+@pytest.mark.parametrize("sizes", [(2, 9), (64,), (1, 2, 3, 20)])
+def test_a_nucleus_is_the_same_wherever_it_is_looked_for_first(sizes, monkeypatch):
+    monkeypatch.setattr(module, "NUCLEUS", sizes)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 64, generator=generator)
     probabilities = torch.softmax(logits.double(), -1)
     for number in np.linspace(0, 0.999, 23):
-        drawn = next_ids(logits, Sampling(temperature=1.0, top_p=0.6), torch.full((5,), number, dtype=torch.float64))
+        drawn = next_ids(
+            logits.clone(), Sampling(temperature=1.0, top_p=0.6), torch.full((5,), number, dtype=torch.float64)
+        )
         for row, token in enumerate(drawn.tolist()):
             falling = probabilities[row].sort(descending=True)
             size = int((falling.values.cumsum(0) < 0.6).sum()) + 1
@@ -49,7 +51,7 @@ def test_temperature_is_applied_first():
     share = 1 / (1 + np.exp(-1.0))
     for number, expected in ((share - 0.001, 0), (share + 0.001, 1)):
         at = torch.tensor([number], dtype=torch.float64)
-        assert next_ids(logits, Sampling(temperature=2.0), at).tolist() == [expected]
+        assert next_ids(logits.clone(), Sampling(temperature=2.0), at).tolist() == [expected]
 
 
 def test_numbers_belong_to_seed_and_item_and_grow_at_the_end():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from limbeck.interfaces import Sampling
 
-NUCLEUS = 1024  # likeliest ids among which a top_p set is looked for first
+NUCLEUS = (256, 4096)  # likeliest ids among which a top_p set is looked for, before all are sorted
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -23,33 +23,42 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def next_ids(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """The next id [n] for `logits` [n, v] and `uniforms` float64 [n]: greedy, or temperature, top_k, top_p in turn."""
+    """The next id [n] for `logits` [n, v] and `uniforms` float64 [n]: greedy, or temperature, top_k, top_p in turn.
+
+    Takes the memory of `logits`.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits / sampling.temperature
+    logits = logits.div_(sampling.temperature)
+    at = uniforms[:, None]
     ids = None
     if sampling.top_k:
         logits, ids = torch.topk(logits, min(sampling.top_k, logits.shape[-1]))
-    if sampling.top_p < 1:
-        logits, places = _nucleus(logits, sampling.top_p)
-        ids = places if ids is None else ids.gather(1, places)
-    drawn = draw(logits, uniforms[:, None])
+    drawn = draw(logits, at) if sampling.top_p == 1 else _draw_nucleus(logits, sampling.top_p, at)
     return (drawn if ids is None else ids.gather(1, drawn))[:, 0]
 
 
-def _nucleus(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """(logits, ids) [n, k], falling, −inf outside the smallest set whose share reaches `top_p`; never empty.
+def _draw_nucleus(logits: Tensor, top_p: float, uniforms: Tensor) -> Tensor:
+    """Ids [n, s] drawn from the smallest set whose share reaches `top_p` (Holtzman et al., 2020); never empty.
 
-    Holtzman et al., 2020. The set is nearly always among few ids, and sorting a whole vocabulary costs more than the
-    head itself.
+    Few rows need more than a few ids, and sorting a whole vocabulary costs more than the model's head: each row is
+    looked at among ever more ids until its set is among them.
     """
+    uniforms = uniforms.to(logits.device)
     total = torch.logsumexp(logits, -1, keepdim=True)
-    for k in (min(NUCLEUS, logits.shape[-1]), logits.shape[-1]):
-        values, ids = torch.topk(logits, k)
-        shares = torch.exp(values - total).double()
+    size = logits.shape[-1]
+    chosen = torch.zeros(uniforms.shape, dtype=torch.long, device=logits.device)
+    left = torch.arange(len(logits), device=logits.device)
+    for k in sorted({min(k, size) for k in (*NUCLEUS, size)}):
+        values, ids = torch.topk(logits if len(left) == len(logits) else logits[left], k)
+        shares = torch.exp(values - total[left]).double()
         before = shares.cumsum(-1) - shares
-        if (before[:, -1] >= top_p).all():
+        found = before[:, -1] >= top_p if k < size else torch.ones_like(left, dtype=torch.bool)
+        outside = before[found] >= top_p
+        outside[:, 0] = False
+        drawn = draw(values[found].masked_fill(outside, float("-inf")), uniforms[left[found]])
+        chosen[left[found]] = ids[found].gather(1, drawn)
+        left = left[~found]
+        if not len(left):
             break
-    outside = before >= top_p
-    outside[:, 0] = False
-    return values.masked_fill(outside, float("-inf")), ids
+    return chosen

@@ -132,7 +132,7 @@ class Prompts:
             "sampling": asdict(self.sampling),
             "teacher": teacher,
         }
-        notes = {key: row.value[key] for key in ("id", "metadata") if key in row.value}
+        notes: dict[str, Any] = {key: row.value[key] for key in ("id", "metadata") if key in row.value}
         return Sample(position, {**answered, "finish_reason": finish_reason, **notes}, reject_reason(text), lineage)
 
 

@@ -154,3 +154,25 @@ def test_relative_paths_are_relative_to_the_recipe_wherever_it_is_run_from(
     assert code == 2
     assert "'../data/rows.jsonl'" in err
     assert wanted in err
+
+
+def test_prompts_that_no_answer_could_be_trained_for_are_named_before_they_are_asked(
+    copied: Path, data: Path, inside: Inside
+) -> None:
+    shutil.rmtree(copied / "run")
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("holdout: 3", "holdout: 3\n  max_length: 30"))
+    code, _, err = inside("run", recipe)
+    assert code == 2
+    assert "prompts.jsonl:1: the prompt has" in err
+    assert not (copied / "run").exists()
+    recipe.write_text(text)
+    (copied / "prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 2)
+    config = copied / "teacher" / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    del settings["chat_template"]
+    config.write_text(json.dumps(settings))
+    code, _, err = inside("run", recipe)
+    assert code == 2
+    assert "the tokenizer has no chat template" in err

@@ -15,6 +15,7 @@ from limbeck.interfaces import ModelMark, PathMark
 from limbeck.teachers.folder import model_folder, weights_digest
 
 if TYPE_CHECKING:
+    from limbeck.data import Tokenizer
     from limbeck.recipe import Bound, Recipe
 
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -72,6 +73,16 @@ class Contents:
         folder = self.tokenizer_folder
         files = None if folder is None else self.model(folder)["tokenizer"]
         return {"files": files, "template": template, "bos": data.bos}
+
+    @cached_property
+    def loaded_tokenizer(self) -> Tokenizer:
+        """The tokenizer that teacher and student share, by the rules of the recipe. Imports transformers."""
+        from limbeck.data import Tokenizer
+
+        folder, data = self.tokenizer_folder, self.recipe.data
+        assert folder is not None, "the preflight sees to it that there is a tokenizer"
+        template = None if data.chat_template is None else Path(data.chat_template)
+        return Tokenizer.load(folder, bos=data.bos, chat_template=template)
 
     @cached_property
     def student(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.files import write_atomic, write_json
 from limbeck.interfaces import Prompt, Sampling
 from limbeck.runs.contents import Contents
-from limbeck.runs.label import folder_of, load_tokenizer
+from limbeck.runs.label import folder_of
 from limbeck.runs.prepare import HOLDOUT
 from limbeck.runs.stage import Figures, Run
 from limbeck.runs.train import first_student
@@ -41,7 +41,7 @@ class Evaluate:
         from limbeck.report.evaluation import Evaluation, Holdout, ModelFigures, Sample
 
         sequences = read_sequences(run.path / HOLDOUT)
-        tokenizer = load_tokenizer(run.contents)
+        tokenizer = run.contents.loaded_tokenizer
         prompts = [s for s in sequences if s.chosen][: run.recipe.evaluation.samples]
         tokens = sum(len(sequence.kept) for sequence in sequences)
         speakers = _speakers(run)

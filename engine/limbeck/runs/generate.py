@@ -82,8 +82,8 @@ def _line(sample: Sample) -> dict[str, Any]:
 
 def _text_model(run: Run) -> TextModel:
     """The teacher with its tokenizer, checked once, as a generator sees it."""
-    from limbeck.runs.label import checked_teacher, load_tokenizer
+    from limbeck.runs.label import checked_teacher
     from limbeck.teachers.text import TeacherText
 
-    tokenizer = load_tokenizer(run.contents)
+    tokenizer = run.contents.loaded_tokenizer
     return TeacherText(checked_teacher(run, tokenizer), tokenizer)

@@ -62,7 +62,7 @@ class Label:
     def run(self, run: Run) -> Figures:
         from limbeck.data import read_sequences
 
-        tokenizer = load_tokenizer(run.contents)
+        tokenizer = run.contents.loaded_tokenizer
         teacher = checked_teacher(run, tokenizer)
         wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, teacher.info())}
         splits = {split: read_sequences(run.path / split) for split, want in wants.items() if want is not None}
@@ -85,16 +85,6 @@ class Label:
 def folder_of(run_folder: Path, split: str) -> Path:
     """Where the signals of a split lie."""
     return run_folder / "signals" / Path(split).stem
-
-
-def load_tokenizer(contents: Contents) -> Tokenizer:
-    """The tokenizer that teacher and student share, by the rules of the recipe."""
-    from limbeck.data import Tokenizer
-
-    folder, data = contents.tokenizer_folder, contents.recipe.data
-    assert folder is not None, "the preflight sees to it that there is a tokenizer"
-    template = None if data.chat_template is None else Path(data.chat_template)
-    return Tokenizer.load(folder, bos=data.bos, chat_template=template)
 
 
 def checked_teacher(run: Run, tokenizer: Tokenizer) -> Teacher:

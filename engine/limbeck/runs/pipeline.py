@@ -65,7 +65,7 @@ def run_recipe(
         refuse_changes(recipe, allow_changed=allow_changed)
     stages, contents = stages_of(recipe), Contents(recipe)
     if not all(step.done for step in plan(recipe.output, stages, contents)):
-        check(recipe, registry).raise_problems()
+        check(recipe, registry, contents).raise_problems()
     with (
         RunFolder(recipe.output) as folder,
         EventLog(folder.events, folder.run_id, observers=registry.observers, display=display) as log,

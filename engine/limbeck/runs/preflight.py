@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -15,7 +16,7 @@ from limbeck.interfaces import Generator, TeacherInfo, Want
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
 from limbeck.runs.folder import check_folder
-from limbeck.runs.label import holdout_want, load_tokenizer, stored_want
+from limbeck.runs.label import holdout_want, stored_want
 from limbeck.runs.stage import Record
 
 if TYPE_CHECKING:
@@ -59,16 +60,16 @@ class Preflight:
         raise LimbeckError(reasons[0], message, [problem for _, problem in self.problems])
 
 
-def check(recipe: Recipe, registry: Registry) -> Preflight:
+def check(recipe: Recipe, registry: Registry, contents: Contents | None = None) -> Preflight:
     """Check files, rows, tokenizers, vocabulary, template, capabilities, temperatures, knobs, folder, disk, memory."""
-    return _Check(recipe, registry).run()
+    return _Check(recipe, registry, contents or Contents(recipe)).run()
 
 
 class _Check:
-    def __init__(self, recipe: Recipe, registry: Registry) -> None:
+    def __init__(self, recipe: Recipe, registry: Registry, contents: Contents) -> None:
         self.recipe = recipe
         self.registry = registry
-        self.contents = Contents(recipe)
+        self.contents = contents
         self.found = Preflight()
         self.info: TeacherInfo | None = None
         self.tokenizer: Tokenizer | None = None
@@ -125,7 +126,7 @@ class _Check:
             hint = "name a model, or a tokenizer beside config"
             self.found.refuse(Reason.MODEL_INVALID, "the student has no tokenizer", field="student", hint=hint)
             return
-        tokenizer = self.tokenizer = load_tokenizer(self.contents)
+        tokenizer = self.tokenizer = self.contents.loaded_tokenizer
         self.found.facts["tokenizer"] = {
             "folder": str(folder),
             "vocab_size": tokenizer.vocab_size,
@@ -189,6 +190,7 @@ class _Check:
             elif generator.needs_teacher and self.info is not None and "generate" not in self.info.capabilities:
                 message = f"teacher {self.info.name} cannot write text"
                 self.found.refuse(Reason.CAPABILITY_MISSING, message, field=recipe.generator.field)
+            self._prompts([Path(name) for name in generator.inputs() if name.endswith(".jsonl")])
             return
         rows, problems = read_rows(row_files(recipe))
         self.chat_rows = any("messages" in row.value for row in rows)
@@ -209,6 +211,35 @@ class _Check:
             message = f"the longest sequence has {longest} tokens, the teacher reads at most {self.info.max_length}"
             hint = f"set data.max_length to {self.info.max_length - 1} or less"
             self.found.refuse(Reason.DATA_INVALID, message, field="data.max_length", hint=hint)
+
+    def _prompts(self, files: list[Path]) -> None:
+        """Encode what a generator will ask, so that no answer is paid for that could not be trained."""
+        from limbeck.data import prompt_of, read_rows
+
+        if self.tokenizer is None:
+            return
+        rows, _ = read_rows(files)  # its own rules are the generator's to tell
+        own = self.recipe.data.max_length + (self.tokenizer.bos_id is not None)
+        for row in rows:
+            place: dict[str, Any] = {"file": row.source, "line": row.line}
+            prompt = prompt_of(row)
+            if not isinstance(prompt, str):
+                self.chat_rows = True
+                if not self.tokenizer.has_template:
+                    hint = "name a Jinja file in data.chat_template, or write prompts as text"
+                    message = "a prompt of chat messages, but the tokenizer has no chat template"
+                    self.found.refuse(Reason.DATA_INVALID, message, hint=hint, **place)
+                    return
+            with self.found.collect():
+                length = len(self.tokenizer.encode_prompt(prompt))
+                if length >= own:
+                    message = f"the prompt has {length} tokens, data.max_length is {self.recipe.data.max_length}"
+                    hint = "nothing of an answer would be left to train; raise it, or shorten the prompt"
+                    problem = Problem(message, hint=hint, **place)
+                    if self.recipe.data.on_bad_row == "error":
+                        self.found.problems.append((Reason.DATA_INVALID, problem))
+                    else:
+                        self.found.warnings.append(problem)
 
     def _templates(self) -> None:
         if self.info is None or self.tokenizer is None or self.recipe.data.chat_template is not None:

@@ -29,12 +29,11 @@ class Prepare:
 
     def run(self, run: Run) -> Figures:
         from limbeck.data import prepare, read_rows, write_sequences
-        from limbeck.runs.label import load_tokenizer
 
         paths = [run.path / ROWS] if run.recipe.generator is not None else row_files(run.recipe)
         rows, problems = read_rows(paths)
         with run.progress("rows", len(rows)) as advance:
-            prepared = prepare(rows, problems, load_tokenizer(run.contents), run.recipe.data)
+            prepared = prepare(rows, problems, run.contents.loaded_tokenizer, run.recipe.data)
             advance(len(rows))
         (run.path / "sequences").mkdir(exist_ok=True)
         write_sequences(run.path / HOLDOUT, prepared.holdout)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.files import digest
 from limbeck.runs.contents import Contents
-from limbeck.runs.label import checked_teacher, folder_of, load_tokenizer, stored_want
+from limbeck.runs.label import checked_teacher, folder_of, stored_want
 from limbeck.runs.prepare import TRAIN
 from limbeck.runs.stage import Figures, Interrupted, Record, Run
 
@@ -112,7 +112,7 @@ def _source(run: Run) -> BatchSource:
     from limbeck.training import CachedSource, NoSource, OnlineSource
 
     if run.recipe.signals.source == "online" and needs_signal(run.recipe):
-        teacher = checked_teacher(run, load_tokenizer(run.contents))
+        teacher = checked_teacher(run, run.contents.loaded_tokenizer)
         return OnlineSource(teacher, wanted(run.recipe.losses))
     run.desk.release()
     if stored_want(run.recipe) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +43,7 @@ class TeacherDesk:
         if self._teacher is not None:
             self.ask(self._teacher.close())
         self._teacher, self.checked = None, False
+        gc.collect()  # models hold cycles, and the next stage needs the memory now
         if self._runner is not None:
             self._runner.close()
             self._runner = None

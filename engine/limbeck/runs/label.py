@@ -18,7 +18,7 @@ from limbeck.runs.stage import Figures, Run
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
     from limbeck.recipe import Recipe
-    from limbeck.signals import Signal, SignalHeader, SignalWriter
+    from limbeck.signals import Signal, SignalHeader, SignalStore, SignalWriter
 
 ASK_TOKENS = 16_384  # tokens asked for at once: enough for full batches, few enough that a stop is near
 COMMIT_SECONDS = 20.0  # what a kill may cost
@@ -61,6 +61,7 @@ class Label:
 
     def run(self, run: Run) -> Figures:
         from limbeck.data import read_sequences
+        from limbeck.signals import SignalStore
 
         tokenizer = run.contents.loaded_tokenizer
         teacher = checked_teacher(run, tokenizer)
@@ -76,9 +77,11 @@ class Label:
             ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
             with run.progress("tokens", tokens, ready) as advance:
                 for split, writer in writers.items():
-                    figures["saturated"] += _score(run, teacher, splits[split], wants[split], writer, advance)
-        for split in splits:
-            figures["bytes"] += _stored_bytes(folder_of(run.path, split))
+                    _score(run, teacher, splits[split], wants[split], writer, advance)
+        for split, sequences in splits.items():
+            store = SignalStore(folder_of(run.path, split))
+            figures["bytes"] += store.bytes
+            figures["saturated"] += _saturated(store, sequences)
         return figures
 
 
@@ -131,10 +134,9 @@ def _score(
     want: Want | None,
     writer: SignalWriter,
     advance: Any,
-) -> int:
-    """Ask for what is not stored yet. Returns how many entries hit the limit of their code."""
+) -> None:
+    """Ask for what is not stored yet."""
     assert want is not None
-    saturated = 0
 
     async def ask(group: Sequence[TokenSequence]) -> dict[int, Signal]:
         items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in group]
@@ -152,14 +154,12 @@ def _score(
         found = run.desk.ask(ask(group))
         if run.stop() is None:
             _add(writer, group, found)
-            saturated += sum(signal.top_k.saturated for signal in found.values() if signal.top_k is not None)
             pending += sum(sequence.n for sequence in group)
         if run.stop() is not None or time.monotonic() - committed >= COMMIT_SECONDS or pending >= COMMIT_TOKENS:
             writer.commit()
             committed, pending = time.monotonic(), 0
             run.check_stop()
     writer.commit()
-    return saturated
 
 
 def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[int, Signal]) -> None:
@@ -186,5 +186,7 @@ def _groups(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]
         yield group
 
 
-def _stored_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _saturated(store: SignalStore, sequences: Sequence[TokenSequence]) -> int:
+    """How many stored entries hit the limit of their code. Reads every signal: each must be there, and fit."""
+    found = (store.get(sequence).top_k for sequence in sequences)
+    return sum(top_k.saturated for top_k in found if top_k is not None)

@@ -175,3 +175,23 @@ def test_other_ways_to_train_run_to_the_report(
     assert (tmp_path / "out" / "report" / "index.html").is_file()
     assert not (tmp_path / "out" / "signals" / "train").exists()
     assert (tmp_path / "out" / "signals" / "holdout").exists() == bool(teacher)
+
+
+def test_a_teacher_of_another_distribution_serves_a_student_from_scratch(
+    data: Path, tmp_path: Path, inside: Inside
+) -> None:
+    pytest.importorskip("limbeck_echo")
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: echo, tokenizer: {data / 'tok_a'}}}\n"
+        "student: {config: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, "
+        "num_attention_heads: 2, num_key_value_heads: 1}}\n"
+        "data: {path: rows.jsonl, holdout: 2}\nlosses: [{plugin: forward_kl, top_k: 8}]\n"
+        "training: {max_steps: 2}\nevaluation: {samples: 1, max_new_tokens: 4}\noutput: out\n"
+    )
+    code, _, err = inside("run", recipe)
+    assert code == 0, err
+    evaluation = json.loads((tmp_path / "out" / "evaluation" / "evaluation.json").read_text())
+    assert evaluation["models"]["teacher"]["perplexity"] > 1
+    assert evaluation["samples"][0]["teacher"]

@@ -32,11 +32,17 @@ class Contents:
     @cached_property
     def teacher_folder(self) -> Path | None:
         """The folder with the teacher's weights; None without a teacher, or where it is no model of this machine."""
+        return next((folder for folder in self._teacher_folders if any(folder.glob("*.safetensors"))), None)
+
+    @cached_property
+    def _teacher_folders(self) -> list[Path]:
+        """Folders that the teacher's config names as models: its weights, its tokenizer."""
         teacher = self.recipe.teacher
         if teacher is None:
-            return None
-        names = [name for name, mark in _marks(type(teacher.config)).items() if isinstance(mark, ModelMark)]
-        return model_folder(str(getattr(teacher.config, names[0]))) if names else None
+            return []
+        config = teacher.config
+        names = [name for name, mark in _marks(type(config)).items() if isinstance(mark, ModelMark)]
+        return [model_folder(str(value)) for name in names if (value := getattr(config, name)) is not None]
 
     @cached_property
     def student_folder(self) -> Path | None:
@@ -51,7 +57,9 @@ class Contents:
         """The folder with the student's tokenizer: its own, or the teacher's for a student made from nothing."""
         if self.recipe.student.tokenizer is not None:
             return model_folder(self.recipe.student.tokenizer)
-        return self.student_folder or self.teacher_folder
+        if self.student_folder is not None:
+            return self.student_folder
+        return next((folder for folder in self._teacher_folders if any(folder.glob("tokenizer*"))), None)
 
     @cached_property
     def teacher(self) -> dict[str, Any] | None:

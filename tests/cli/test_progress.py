@@ -126,3 +126,19 @@ def test_without_a_total_there_is_no_time_left(clock: list[float]) -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text
+
+
+def test_a_ramp_is_told_once_and_a_step_function_at_each_step(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress.Lines() as display:
+        for stage in ("train", "twin"):
+            for step in range(1, 50):
+                display(event(KnobChanged(knob="losses.a.weight", before=step, after=step + 1), stage, step))
+                if step % 20 == 0:
+                    display(event(KnobChanged(knob="losses.b.weight", before=step, after=0), stage, step))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "losses.a" in line] == [
+        f"{stage}: losses.a.weight 1 → 2 at step 1" for stage in ("train", "twin")
+    ]
+    assert [line[-2:] for line in lines if "losses.b" in line] == ["20", "40", "20", "40"]

@@ -77,6 +77,18 @@ def test_saturated_entries_are_counted_and_left_to_the_tail() -> None:
     assert batch.answers["top_k"].at[1.0][0][0, 2] == -torch.inf
 
 
+@pytest.mark.parametrize("temperature", [1.0, 5.0, 20.0])
+def test_what_is_left_beside_saturated_entries_sums_to_one(temperature: float) -> None:
+    """At a high temperature a code of −80 nats still stands for mass: leaving it out made bucket KL negative."""
+    ids, logprobs = np.array([[5, 6, 7, 8]]), np.array([[0.0, -3.0, -85.0, -np.inf]])
+    logprobs[0, :2] -= np.log1p(np.exp(-3.0))
+    tails = np.full((1, 2), -90.0, dtype=np.float32)
+    top_k = TopK.from_logprobs(ids, logprobs, tails, tuple(sorted({1.0, temperature, 50.0}))[:2])
+    _, batch = collate([row(0, 2, [1])], [Signal(0, 1, top_k)], (temperature,), pad_id=0)
+    on_support, tail = batch.answers["top_k"].at[temperature]
+    torch.testing.assert_close(on_support.exp().sum(1) + tail.exp(), torch.ones(1), rtol=0, atol=1e-6)
+
+
 def test_token_ids_dense_or_csr_and_samples_keep_their_order() -> None:
     sequence = row(0, 3, [1, 2])
     logs = np.log(np.array([[0.5, 0.25], [0.25, 0.5]], dtype=np.float32))

@@ -103,6 +103,7 @@ class Lines(_Open):
         self._told = 0.0
         self._share = 0
         self._loss: float | None = None
+        self._knobs: dict[tuple[str, str], int] = {}
 
     def __call__(self, event: Event) -> None:
         kind = event.WhichOneof("kind")
@@ -122,7 +123,7 @@ class Lines(_Open):
                 self._told, self._share = time.monotonic(), self._quarter()
                 line = f"{event.stage}: {progress_text(self._clock, self._loss)}"
         else:
-            line = message_text(event)
+            line = message_text(event, self._knobs)
         if line is not None:
             self._say(line)
 
@@ -152,6 +153,7 @@ class Bars:
         self._task: TaskID | None = None
         self._clock = Clock(0, 0, "")
         self._loss: float | None = None
+        self._knobs: dict[tuple[str, str], int] = {}
 
     def __call__(self, event: Event) -> None:
         kind = event.WhichOneof("kind")
@@ -169,7 +171,7 @@ class Bars:
             text = progress_text(self._clock, self._loss)
             self._progress.update(self._task, completed=event.progress.done, text=text)
         else:
-            line = message_text(event)
+            line = message_text(event, self._knobs)
             if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted"):
                 self._drop()
             if line is not None:
@@ -210,8 +212,11 @@ def progress_text(clock: Clock, loss: float | None) -> str:
     return ", ".join(parts)
 
 
-def message_text(event: Event) -> str | None:
-    """The line that an event leaves behind; None for one that leaves none."""
+def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
+    """The line that an event leaves behind; None for one that leaves none.
+
+    `knobs`, kept here between calls: by stage and name, the step of each knob's latest change. A ramp moves at each step and is told once.
+    """
     kind = event.WhichOneof("kind")
     if kind == "stage_finished":
         said = event.stage_finished
@@ -228,6 +233,10 @@ def message_text(event: Event) -> str | None:
         return "\n".join(lines)
     if kind == "knob_changed" and event.knob_changed.before != event.knob_changed.after:
         said_knob = event.knob_changed
+        key = (event.stage, said_knob.knob)
+        former, knobs[key] = knobs.get(key), event.step
+        if former is not None and event.step - former <= 1:
+            return None
         return f"{event.stage}: {said_knob.knob} {said_knob.before:g} → {said_knob.after:g} at step {event.step}"
     return None
 

@@ -95,7 +95,11 @@ def _top_k(
     for temperature in temperatures:
         decoded = [top.at(temperature, width) for top in taken]
         on_support = _float([logprobs for _, logprobs, _ in decoded]).masked_fill(saturated, -torch.inf)
-        at[temperature] = (on_support, _float([tail for _, _, tail in decoded]))
+        tail = _float([tail for _, _, tail in decoded])
+        # What was left out is e^(−80/T) of the mass each: what remains must sum to 1, or a divergence goes negative.
+        total = torch.logsumexp(torch.cat([on_support, tail[:, None]], dim=1), dim=1)
+        total = total.masked_fill(~saturated.any(1), 0.0)
+        at[temperature] = (on_support - total[:, None], tail - total)
     return Answer(ids, at), int(saturated.sum())
 
 

@@ -23,7 +23,11 @@ class ModelFigures(Part):
     tokens_per_second: float | None = Field(None, description="Tokens a second, measured by the evaluation.")
     perplexity: float | None = Field(None, description="exp(cross_entropy).")
     cross_entropy: float | None = Field(None, description="Nats a token, on the held-out completions.")
-    forward_kl: float | None = Field(None, description="KL(teacher ‖ model), nats a token.")
+    forward_kl: float | None = Field(
+        None,
+        description="KL(teacher ‖ model), nats a token, on the teacher's k likeliest ids with the rest as one more "
+        "outcome: at most the KL over the whole vocabulary.",
+    )
     top1_agreement: float | None = Field(None, description="Fraction of tokens with the teacher's likeliest next id.")
 
 

@@ -125,7 +125,11 @@ def _bars(report: Report) -> list[tuple[str, Markup]]:
     learners = [name for name in ("untrained", "twin", "student") if name in models]
     charts = []
     for field, title, form in (
-        ("forward_kl", "KL(teacher ‖ model), nats a token: lower is better", numbers.short),
+        (
+            "forward_kl",
+            "KL(teacher ‖ model) on the stored ids and their tail, nats a token: lower is better",
+            numbers.short,
+        ),
         ("top1_agreement", "Likeliest next token is the teacher's: higher is better", numbers.percent),
     ):
         bars = [

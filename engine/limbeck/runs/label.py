@@ -24,7 +24,7 @@ ASK_TOKENS = 16_384  # tokens asked for at once: enough for full batches, few en
 COMMIT_SECONDS = 20.0  # what a kill may cost
 COMMIT_TOKENS = 100_000  # about 32 MiB at 64 ids
 UNBOUNDED = 1 << 62  # shards end where groups end, so the writer must not end one by itself
-EVALUATION_TOP_K = 64
+EVALUATION_TOP_K = 64  # at least: a recipe with a small top_k must not be judged on a small support
 
 
 def stored_want(recipe: Recipe) -> Want | None:
@@ -43,7 +43,7 @@ def holdout_want(recipe: Recipe, info: TeacherInfo) -> Want | None:
 
     if "top_k" not in info.capabilities or not recipe.data.holdout:
         return None
-    top_k = wanted(recipe.losses).top_k or min(EVALUATION_TOP_K, info.vocab_size)
+    top_k = max(wanted(recipe.losses).top_k, min(EVALUATION_TOP_K, info.vocab_size))
     return Want(top_k=top_k, temperatures=(1.0,), target="target" in info.capabilities)
 
 

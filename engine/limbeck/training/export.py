@@ -35,6 +35,8 @@ def export_student(model: Any, tokenizer_folder: Path, folder: Path, card: str) 
         if (tokenizer_folder / TEMPLATES_FOLDER).is_dir():
             shutil.copytree(tokenizer_folder / TEMPLATES_FOLDER, partial / TEMPLATES_FOLDER)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for file in partial.glob("*.safetensors"):
+            shutil.copymode(partial / "README.md", file)  # safetensors gives 0600 whatever the umask says
         if folder.exists():
             former = folder.with_name(f".{folder.name}.former")
             shutil.rmtree(former, ignore_errors=True)

@@ -215,7 +215,8 @@ def progress_text(clock: Clock, loss: float | None) -> str:
 def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
     """The line that an event leaves behind; None for one that leaves none.
 
-    `knobs`, kept here between calls: by stage and name, the step of each knob's latest change. A ramp moves at each step and is told once.
+    `knobs`, kept here between calls: by stage and name, the step of each knob's latest change. A ramp, which moves at
+    each step, is told once.
     """
     kind = event.WhichOneof("kind")
     if kind == "stage_finished":

@@ -176,3 +176,21 @@ def test_prompts_that_no_answer_could_be_trained_for_are_named_before_they_are_a
     code, _, err = inside("run", recipe)
     assert code == 2
     assert "the tokenizer has no chat template" in err
+
+
+def test_layers_that_teacher_or_student_lack_are_refused_before_any_work(
+    data: Path, tiny_teacher: Path, tmp_path: Path, inside: Inside
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 12)
+    recipe = tmp_path / "recipe.yaml"
+    text = f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher, layers: LAYERS}}\n"
+    text += "data: {path: rows.jsonl, holdout: 0}\nlosses: [{plugin: hidden_mse, layers: [[3, 1]]}]\n"
+    text += "signals: {source: online}\noutput: out\n"
+    for layers, said in (
+        ("[0, 9]", "the teacher has no layer 9"),
+        ("[0, 1]", "layer 3 is not one of the student's 0 … 2"),
+    ):
+        recipe.write_text(text.replace("LAYERS", layers))
+        code, out, err = inside("check", recipe)
+        assert code == 2
+        assert said in out + err

@@ -18,6 +18,7 @@ from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
 from limbeck.runs.folder import check_folder
 from limbeck.runs.label import holdout_want, stored_want
 from limbeck.runs.stage import Record
+from limbeck.teachers.folder import check_layers
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
@@ -89,6 +90,7 @@ class _Check:
             ("data", self._rows),
             ("template", self._templates),
             ("losses", self._knobs),
+            ("student.layers", self._layers),
             ("sizes", self._sizes),
         ]
         for name, part in parts:
@@ -119,6 +121,16 @@ class _Check:
         if self.contents.teacher_folder is None and self.recipe.student.from_ is not None:
             message = f"{self.info.name} has no weights on this machine that a student could be made from"
             self.found.refuse(Reason.MODEL_INVALID, message, field="student.from", hint="name a model or a config")
+
+    def _layers(self) -> None:
+        layers, count = self.recipe.student.layers, self.info.num_layers if self.info else None
+        if layers is not None and count is not None:
+            check_layers(layers, count)
+            for loss in self.recipe.losses:
+                for layer in loss.needs.student_layers:
+                    if not -1 <= layer <= len(layers):
+                        message = f"layer {layer} is not one of the student's 0 … {len(layers)}, or −1 for the last"
+                        self.found.refuse(Reason.MODEL_INVALID, message, field=f"{loss.field}.layers")
 
     def _tokenizer(self) -> None:
         folder = self.contents.tokenizer_folder

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,24 @@ def parameters(folder: Path) -> int:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return total
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Raise MODEL_INVALID where `layers` are not distinct numbers of a teacher's `count` layers."""
+    problems = []
+    outside = sorted({index for index in layers if not 0 <= index < count})
+    twice = sorted({index for index in layers if list(layers).count(index) > 1})
+    if not layers:
+        problems.append(Problem("no layer is named", field="student.layers", hint="name at least one"))
+    if outside:
+        text = f"the teacher has no layer {_listed(outside)}; it has {count}: 0 to {count - 1}"
+        problems.append(Problem(text, field="student.layers", hint="count from 0"))
+    if twice:
+        text = f"layer {_listed(twice)} is named more than once"
+        problems.append(Problem(text, field="student.layers", hint="name each layer once"))
+    if problems:
+        raise LimbeckError(Reason.MODEL_INVALID, problems=problems)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.teachers.folder import model_folder, trust_remote_code, weight_files
+from limbeck.teachers.folder import check_layers, model_folder, trust_remote_code, weight_files
 
 if TYPE_CHECKING:
     from limbeck.recipe import StudentSpec
@@ -61,7 +61,7 @@ def take_layers(teacher: Any, layers: Sequence[int]) -> Any:
     config = copy.deepcopy(teacher.config)
     text = config.get_text_config()
     count = int(text.num_hidden_layers)
-    _check_layers(layers, count)
+    check_layers(layers, count)
     if getattr(text, "scale_attn_by_inverse_layer_idx", False):
         hint = "take all layers, or another model"
         raise _invalid(
@@ -85,26 +85,6 @@ def take_layers(teacher: Any, layers: Sequence[int]) -> Any:
         raise _invalid(f"the layers do not fit a smaller model: {detail}", "student.layers", hint) from error
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
-
-
-def _check_layers(layers: Sequence[int], count: int) -> None:
-    problems = []
-    outside = sorted({index for index in layers if not 0 <= index < count})
-    twice = sorted({index for index in layers if list(layers).count(index) > 1})
-    if not layers:
-        problems.append(Problem("no layer is named", field="student.layers", hint="name at least one"))
-    if outside:
-        text = f"the teacher has no layer {_listed(outside)}; it has {count}: 0 to {count - 1}"
-        problems.append(Problem(text, field="student.layers", hint="count from 0"))
-    if twice:
-        text = f"layer {_listed(twice)} is named more than once"
-        problems.append(Problem(text, field="student.layers", hint="name each layer once"))
-    if problems:
-        raise LimbeckError(Reason.MODEL_INVALID, problems=problems)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def _blocks_of(model: nn.Module, count: int) -> str:

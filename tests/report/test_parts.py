@@ -86,9 +86,17 @@ def test_the_verdict_never_flatters(
     student: tuple[float | None, float | None], twin: tuple[float, float], outcome: str, says: str
 ) -> None:
     models = {"student": figures(*student), "twin": figures(*twin), "untrained": figures(9.0, 0.0)}
+    models["teacher"] = figures(0.0, 1.0)
     verdict = judge(models)  # type: ignore[arg-type]
     assert verdict.outcome == outcome
     assert says in verdict.text
+
+
+def test_without_a_teacher_the_perplexities_are_told() -> None:
+    models = {"student": ModelFigures(perplexity=20.0), "untrained": ModelFigures(perplexity=90.0)}
+    verdict = judge(models)  # type: ignore[arg-type]
+    assert verdict.outcome == "unknown"
+    assert verdict.text.endswith("the student's held-out perplexity is 20.0 against 90.0 (untrained).")
 
 
 def test_the_card_names_teacher_losses_and_figures(run_folder: Path) -> None:

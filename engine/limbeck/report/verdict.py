@@ -36,7 +36,8 @@ def judge(models: Mapping[Speaker, ModelFigures]) -> Verdict:
     student = models.get("student", ModelFigures())
     rivals = {name: models[name] for name in RIVALS if name in models}
     against = {name: _compare(student, rival) for name, rival in rivals.items()}
-    return Verdict(text=_sentence(student, rivals, against), outcome=_overall(against), against=against)
+    text = _sentence(student, rivals, against) if "teacher" in models or not rivals else _alone(student, rivals)
+    return Verdict(text=text, outcome=_overall(against), against=against)
 
 
 def _overall(against: Mapping[Speaker, Comparison]) -> Outcome:
@@ -67,6 +68,14 @@ def _compare(student: ModelFigures, rival: ModelFigures) -> Comparison:
 def _finite(*values: float | None) -> tuple[float, float] | None:
     known = [value for value in values if value is not None and math.isfinite(value)]
     return (known[0], known[1]) if len(known) == 2 else None
+
+
+def _alone(student: ModelFigures, rivals: Mapping[Speaker, ModelFigures]) -> str:
+    figures = ", ".join(f"{short(rival.perplexity)} ({name})" for name, rival in rivals.items())
+    return (
+        "There is no teacher's signal to judge by: the student's held-out perplexity is "
+        f"{short(student.perplexity)} against {figures}."
+    )
 
 
 def _sentence(

@@ -14,6 +14,7 @@ costs less and fails where the rest is small.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 VARIANTS = ("chunked", "materialised", "materialised, lean", "materialised cross-entropy")
@@ -54,6 +56,7 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         results[variant] = json.loads(done.stdout) if done.returncode == 0 else None
+        print(f"{variant}: {results[variant]}", file=sys.stderr, flush=True)
     base = results["materialised"]
     print(f"{'variant':<28}{'seconds':>9}{'CPU s':>8}{'peak MB':>9}{'time':>7}{'CPU':>6}{'memory':>8}{'loss':>9}")
     for variant, found in results.items():
@@ -69,6 +72,8 @@ def main() -> None:
 def _measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
+    with contextlib.suppress(OSError):  # where memory runs out, this process ends and not its neighbours
+        Path("/proc/self/oom_score_adj").write_text("1000")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     run = _step(options) if options.step else _loss(options)

@@ -223,8 +223,8 @@ def test_a_process_killed_at_random_moments_resumes_to_the_same_bits(
         child = os.fork()
         if child == 0:  # a copy of this process, as it is: nothing of it may run after the training
 
-            def tell(kind: str, message: Any, step: int) -> None:
-                os.write(writer, b"." if kind == "Progress" else b"")
+            def tell(kind: str, message: Any, step: int, pipe: int = writer) -> None:
+                os.write(pipe, b"." if kind == "Progress" else b"")
 
             try:
                 train(world.job(tmp_path), kit.Sink(tell))

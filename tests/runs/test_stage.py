@@ -100,6 +100,13 @@ def test_unfinished_training_of_another_recipe_goes_on_only_where_that_is_allowe
     assert (tmp_path / "former").exists() != allowed
 
 
+def test_finished_training_of_another_recipe_is_made_anew_though_changes_are_allowed(tmp_path: Path) -> None:
+    """Else its card and report would tell of numbers that it was not trained with."""
+    work(tmp_path, Toy("a", "1"))
+    assert work(tmp_path, Toy("a", "2"), allow_changed=True) == ["a"]
+    assert list((tmp_path / "former").iterdir())
+
+
 def test_a_stop_lands_between_stages(tmp_path: Path) -> None:
     said = iter([None, "SIGTERM"])
     with opened(tmp_path, stop=lambda: next(said)) as run, pytest.raises(Interrupted) as caught:

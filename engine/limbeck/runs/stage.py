@@ -169,7 +169,8 @@ def execute(run: Run, steps: Sequence[Step]) -> None:
 
 def _goes_on(run: Run, step: Step) -> bool:
     """Whether unfinished training goes on under a changed recipe: only where that was allowed, on the same rows."""
-    return run.allow_changed and bool(step.stage.work) and step.record.after == step.inputs["after"]
+    unfinished = bool(step.stage.work) and not step.record.complete
+    return run.allow_changed and unfinished and step.record.after == step.inputs["after"]
 
 
 def _set_aside(run: Run, step: Step) -> None:

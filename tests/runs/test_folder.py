@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
-from limbeck.runs.folder import RunFolder, dump_yaml, find_recipe, load_yaml, read_identity
+from limbeck.recipe.resolved import dump_yaml, load_yaml
+from limbeck.runs.folder import RunFolder, find_recipe, read_identity
 
 
 def test_a_new_folder_gets_an_identity_and_keeps_it(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def command(recipe: Path, as_json: bool) -> None:
     from limbeck.cli.running import quiet_libraries
     from limbeck.plugins import load_plugins
     from limbeck.recipe import load_recipe
-    from limbeck.runs.folder import dump_yaml
+    from limbeck.recipe.resolved import dump_yaml
     from limbeck.runs.preflight import check
 
     quiet_libraries()

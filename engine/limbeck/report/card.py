@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
+from limbeck.recipe.resolved import load_yaml
 from limbeck.report import numbers
 from limbeck.report.evaluation import Evaluation, Speaker
 from limbeck.report.figures import read_evaluation
@@ -28,7 +27,7 @@ def model_card(run_folder: Path) -> str:
     It names the teacher by hub id or by its folder's last name; the recipe is quoted as it was written.
     """
     run = json.loads((run_folder / "run.json").read_bytes())
-    recipe: dict[str, Any] = YAML(typ="safe", pure=True).load(run_folder / "resolved.yaml") or {}
+    recipe: dict[str, Any] = load_yaml((run_folder / "resolved.yaml").read_text("utf-8")) or {}
     teacher = recipe.get("teacher") or {}
     source = str(teacher.get("model") or teacher.get("plugin") or "")
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [distillation, limbeck]"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from ruamel.yaml import YAML
 
+from limbeck.recipe.resolved import load_yaml
 from limbeck.report.evaluation import Evaluation, Part
 from limbeck.report.history import History, read_history
 from limbeck.report.verdict import Verdict, judge
@@ -42,6 +42,6 @@ def read_figures(run_folder: Path) -> Report:
         evaluation=evaluation,
         history=read_history(run_folder / "events.jsonl"),
         run=json.loads((run_folder / "run.json").read_bytes()),
-        recipe=YAML(typ="safe", pure=True).load(run_folder / "resolved.yaml"),
+        recipe=load_yaml((run_folder / "resolved.yaml").read_text("utf-8")),
         recipe_text=(run_folder / "recipe.yaml").read_text("utf-8"),
     )

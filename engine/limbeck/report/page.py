@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from limbeck.files import write_atomic
+from limbeck.recipe.resolved import dump_yaml
 from limbeck.report import numbers
 from limbeck.report.bars import bar_chart
 from limbeck.report.chart import Curve, line_chart
@@ -67,7 +68,7 @@ def render(report: Report) -> str:
         groups=_chart_groups(report),
         samples=_samples(report),
         total=sum(stage.seconds for stage in report.history.stages),
-        resolved=_yaml(report.recipe),
+        resolved=dump_yaml(report.recipe),
     )
 
 
@@ -176,16 +177,3 @@ def _samples(report: Report) -> list[dict[str, Any]]:
         }
         for sample in samples
     ]
-
-
-def _yaml(value: Any) -> str:
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    stream = StringIO()
-    yaml.dump(value, stream)
-    return stream.getvalue()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.runs.folder import load_yaml, read_identity
+from limbeck.recipe.resolved import load_yaml
+from limbeck.runs.folder import read_identity
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe

@@ -13,6 +13,7 @@ from typing import Any
 import limbeck
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import FolderLock, write_atomic, write_json
+from limbeck.recipe.resolved import dump_yaml
 
 IDENTITY = "run.json"
 _TRACES = {".lock", f".{IDENTITY}.partial"}  # what a start that was killed at once may leave
@@ -149,25 +150,3 @@ def find_recipe(folder: Path) -> Path:
     hint = f"give the place it moved to: limbeck resume RECIPE; a copy of its text is {folder / 'recipe.yaml'}"
     problem = Problem(f"the run's recipe is neither {looked}", file=str(folder), hint=hint)
     raise LimbeckError(Reason.RESUME_REFUSED, problems=[problem])
-
-
-def dump_yaml(value: Any) -> str:
-    """A JSON value as YAML 1.2, keys in the order given."""
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 120
-    stream = StringIO()
-    yaml.dump(value, stream)
-    return stream.getvalue()
-
-
-def load_yaml(text: str) -> Any:
-    """The JSON value that `dump_yaml` wrote."""
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(text)

@@ -6,7 +6,7 @@ d hidden size, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -373,9 +373,9 @@ class Teacher(Protocol):
 
     def info(self) -> TeacherInfo: ...
 
-    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncIterator[tuple[int, Signal]]: ...
+    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]: ...
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[Completion]: ...
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]: ...
 
     async def close(self) -> None: ...
 
@@ -391,7 +391,7 @@ class TextModel(Protocol):
 
     def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncIterator[tuple[int, str, Literal["stop", "length"]]]: ...
+    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +414,8 @@ class Generator(Protocol):
 
     `needs_teacher`: whether it calls the model. `count()`: how many samples in all, None where unknown.
     `samples(start, model)` yields those from position `start` on, the same whatever `start` is: a generator is
-    resumed by position. `inputs()` lists the files read, for the digest of the stage.
+    resumed by position. `inputs()` lists the files read, for the digest of the stage. `require` is told how many
+    samples of all attempts are usable, and raises GENERATION_FAILED where these are too few.
     """
 
     needs_teacher: bool
@@ -423,7 +424,9 @@ class Generator(Protocol):
 
     def inputs(self) -> Sequence[str]: ...
 
-    def samples(self, start: int, model: TextModel | None) -> AsyncIterator[Sample]: ...
+    def samples(self, start: int, model: TextModel | None) -> AsyncGenerator[Sample, None]: ...
+
+    def require(self, good: int, rejected: int) -> None: ...
 
 
 # ----------------------------------------------------------------------------------------------------------- records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Asked:
     def info(self) -> Any:
         raise NotImplementedError
 
-    async def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncIterator[tuple[int, Any]]:
+    async def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Any], None]:
         self.questions.append(tuple(item.item_id for item in items))
         self.threads.add(threading.get_ident())
         self.at_once += 1

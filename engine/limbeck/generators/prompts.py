@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -53,7 +53,7 @@ class Prompts:
         path = Path(self.config.path)
         return [str(file) for file in sorted(path.glob("*.jsonl"))] if path.is_dir() else [str(path)]
 
-    async def samples(self, start: int, model: TextModel | None) -> AsyncIterator[Sample]:
+    async def samples(self, start: int, model: TextModel | None) -> AsyncGenerator[Sample, None]:
         """See :class:`limbeck.interfaces.Generator`.
 
         Raises GENERATION_FAILED as soon as `min_success_ratio` is out of reach by the samples of this call; what
@@ -96,7 +96,7 @@ class Prompts:
         told = 0
         try:
             prompts = [prompt_of(row) for row in rows]
-            async with aclosing(model.complete(prompts, self.sampling, first)) as answers:  # type: ignore[type-var]
+            async with aclosing(model.complete(prompts, self.sampling, first)) as answers:
                 async for place, text, finish_reason in answers:
                     waiting[place] = (text, finish_reason)
                     while told in waiting:

@@ -160,7 +160,7 @@ def _teacher(
 
 
 async def _continue(run: Run, prompts: Sequence[Prompt], sampling: Sampling, tokenizer: Tokenizer) -> list[str]:
-    async with aclosing(run.desk.teacher.generate(prompts, sampling)) as answers:  # type: ignore[type-var]
+    async with aclosing(run.desk.teacher.generate(prompts, sampling)) as answers:
         said = {answer.item_id: tokenizer.decode(answer.ids) async for answer in answers}
     return [said[prompt.item_id] for prompt in prompts]
 

@@ -53,8 +53,7 @@ class Generate:
             )
             problem = Problem(f"0 of {refused} samples are usable", field=run.recipe.generator.field, hint=hint)
             raise LimbeckError(Reason.GENERATION_FAILED, problems=[problem])
-        if (require := getattr(generator, "require", None)) is not None:  # it saw the samples of this attempt only
-            require(made, refused)
+        generator.require(made, refused)  # while it worked it saw the samples of this attempt only
         return {"rows": made, "rejected": refused}
 
 
@@ -62,7 +61,7 @@ async def _write(run: Run, generator: Generator, model: TextModel | None, rows: 
     """Append each sample as it comes. What was appended before is not asked for again."""
     start = rows.count + rejected.count
     with run.progress("rows", generator.count(), start) as advance:
-        async with aclosing(generator.samples(start, model)) as samples:  # type: ignore[type-var]
+        async with aclosing(generator.samples(start, model)) as samples:
             async for sample in samples:
                 assert sample.position == rows.count + rejected.count, "samples come in order of position"
                 log = rows if sample.rejected is None else rejected

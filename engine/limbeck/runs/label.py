@@ -141,7 +141,7 @@ def _score(
     async def ask(group: Sequence[TokenSequence]) -> dict[int, Signal]:
         items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in group]
         found: dict[int, Signal] = {}
-        async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
+        async with aclosing(teacher.score(items, want)) as answers:
             async for item_id, signal in answers:
                 found[item_id] = signal
                 advance(signal.n)

@@ -68,13 +68,13 @@ async def _written(teacher: Teacher, start: npt.NDArray[np.int32]) -> tuple[npt.
     ends = set(teacher.info().eos_ids)
     prefixes = [Prompt(i, start[: i + 1]) for i in range(len(start))]
     after: dict[int, set[int]] = {}
-    async with aclosing(teacher.generate(prefixes, Sampling(max_new_tokens=1))) as answers:  # type: ignore[type-var]
+    async with aclosing(teacher.generate(prefixes, Sampling(max_new_tokens=1))) as answers:
         async for answer in answers:
             after[answer.item_id] = {int(answer.ids[0])} if len(answer.ids) else ends
     expected = [after[i] for i in range(len(start))]
     ids = start
     sampling = Sampling(max_new_tokens=WRITTEN)
-    async with aclosing(teacher.generate([Prompt(0, start)], sampling)) as answers:  # type: ignore[type-var]
+    async with aclosing(teacher.generate([Prompt(0, start)], sampling)) as answers:
         async for answer in answers:
             ids = np.concatenate([start, answer.ids]).astype(np.int32)
             following = [{int(i)} for i in answer.ids[1:]]
@@ -91,7 +91,7 @@ async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> tuple[Signal,
     want = Want(top_k=min(8, info.vocab_size), temperatures=(1.0,), target="target" in info.capabilities)
     items = [ScoreItem(0, ids, 0, len(ids) - 1), ScoreItem(1, ids[: len(ids) // 2], 0, len(ids) // 2 - 1)]
     found: dict[int, Signal] = {}
-    async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
+    async with aclosing(teacher.score(items, want)) as answers:
         async for item_id, signal in answers:
             found[item_id] = signal
     for item in items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,13 +36,13 @@ class TeacherText:
 
     async def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncIterator[tuple[int, str, Literal["stop", "length"]]]:
+    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]:
         """(place in `prompts`, text, finish_reason) as they are ready. Prompt i is drawn as item `first_id` + i.
 
         Raises DATA_INVALID for a prompt that cannot be rendered, and what the teacher raises.
         """
         asked = self._encoded(prompts, first_id)
-        async with aclosing(self._teacher.generate(asked, sampling)) as completions:  # type: ignore[type-var]
+        async with aclosing(self._teacher.generate(asked, sampling)) as completions:
             async for completion in completions:
                 text = self._tokenizer.decode(completion.ids)
                 yield completion.item_id - first_id, text, completion.finish_reason

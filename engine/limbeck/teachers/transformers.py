@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -75,13 +75,13 @@ class TransformersTeacher:
             )
         return self._info
 
-    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncIterator[tuple[int, Signal]]:
+    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED, MODEL_INVALID."""
         check_score(self.info(), items, want)
         budget = self.config.batch_tokens
         return self._stream(len(items), Reason.SCORING_FAILED, lambda model: score(model, items, want, budget))
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED, MODEL_INVALID."""
         info = self.info()
         check_prompts(info, prompts, sampling)
@@ -99,7 +99,7 @@ class TransformersTeacher:
 
     async def _stream(
         self, count: int, reason: Reason, start: Callable[[LoadedModel], Iterator[list[Answer]]]
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer, None]:
         if not count:
             return
         loop = asyncio.get_running_loop()

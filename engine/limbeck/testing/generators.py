@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ class ScriptedModel:
 
     async def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncIterator[tuple[int, str, Literal["stop", "length"]]]:
+    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]:
         """See :class:`limbeck.interfaces.TextModel`; the last prompt is answered first."""
         self.sampling = sampling
         for place in reversed(range(len(prompts))):
@@ -44,7 +44,7 @@ class ScriptedModel:
 
 async def samples(generator: Generator, start: int, model: TextModel | None) -> list[Sample]:
     """Every sample of `generator` from `start` on."""
-    async with aclosing(generator.samples(start, model)) as found:  # type: ignore[type-var]
+    async with aclosing(generator.samples(start, model)) as found:
         return [sample async for sample in found]
 
 
@@ -89,7 +89,7 @@ class GeneratorConformance:
 
     def test_closing_stops_it(self, generator: Generator, model: TextModel | None) -> None:
         async def first() -> Sample:
-            async with aclosing(generator.samples(0, model)) as found:  # type: ignore[type-var]
+            async with aclosing(generator.samples(0, model)) as found:
                 async for sample in found:
                     return sample
             raise AssertionError("no sample came")

@@ -37,7 +37,7 @@ def ask(question: Coroutine[Any, Any, T]) -> T:
 async def scores(teacher: Teacher, items: Sequence[ScoreItem], want: Want) -> dict[int, Signal]:
     """Every answer of `teacher` by item id; an item that is answered twice is an error."""
     found: dict[int, Signal] = {}
-    async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
+    async with aclosing(teacher.score(items, want)) as answers:
         async for item_id, signal in answers:
             assert item_id not in found, f"item {item_id} was answered twice"
             found[item_id] = signal
@@ -47,7 +47,7 @@ async def scores(teacher: Teacher, items: Sequence[ScoreItem], want: Want) -> di
 async def completions(teacher: Teacher, prompts: Sequence[Prompt], sampling: Sampling) -> dict[int, Completion]:
     """Every continuation of `teacher` by item id; a prompt that is answered twice is an error."""
     found: dict[int, Completion] = {}
-    async with aclosing(teacher.generate(prompts, sampling)) as answers:  # type: ignore[type-var]
+    async with aclosing(teacher.generate(prompts, sampling)) as answers:
         async for answer in answers:
             assert answer.item_id not in found, f"item {answer.item_id} was answered twice"
             found[answer.item_id] = answer
@@ -235,7 +235,7 @@ class TeacherConformance:
         want = self._want(teacher)
 
         async def first_only() -> int:
-            async with aclosing(teacher.score(items, want)) as answers:  # type: ignore[type-var]
+            async with aclosing(teacher.score(items, want)) as answers:
                 async for item_id, _ in answers:
                     return item_id
             raise AssertionError("no answer came")

@@ -116,7 +116,7 @@ class OnlineSource:
 
     async def _score(self, sequences: Sequence[TokenSequence]) -> dict[int, Signal]:
         items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in sequences]
-        async with self._turn, aclosing(self._teacher.score(items, self._want)) as answers:  # type: ignore[type-var]
+        async with self._turn, aclosing(self._teacher.score(items, self._want)) as answers:
             return {item_id: signal async for item_id, signal in answers}
 
     def _submit(self, sequences: Sequence[TokenSequence]) -> Future[dict[int, Signal]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -46,22 +46,22 @@ class EchoTeacher:
         """What it is. Raises MODEL_INVALID where the tokenizer cannot be read."""
         return self._info
 
-    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncIterator[tuple[int, Signal]]:
+    def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED."""
         check_score(self.info(), items, want)
         return self._score(items, want)
 
-    async def _score(self, items: Sequence[ScoreItem], want: Want) -> AsyncIterator[tuple[int, Signal]]:
+    async def _score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         for item in items:
             yield item.item_id, self._signal(item, want)
             await asyncio.sleep(0)  # let others run
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[Completion]:
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED."""
         check_prompts(self.info(), prompts, sampling)
         return self._generate(prompts, sampling)
 
-    async def _generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[Completion]:
+    async def _generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         for prompt in prompts:
             yield self._completion(prompt, sampling)
             await asyncio.sleep(0)

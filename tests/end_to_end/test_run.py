@@ -106,6 +106,8 @@ def test_another_loss_weight_trains_again_over_the_same_signals(
     kept = list((copied / "run" / "former").glob("train-*/student/model.safetensors"))
     assert [file.read_bytes() for file in kept] == [before]
     assert any(event["warning"]["reason"] == "STAGE_OUTDATED" for event in second if "warning" in event)
+    told = [event["warning"]["message"] for event in second if "warning" in event and event["stage"] == "train"]
+    assert any("losses[0].config.weight: was 0.9, is 0.7" in message for message in told), told
 
 
 def test_json_output_is_json_lines_only_whatever_plugins_print(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.files import digest, write_json
+from limbeck.runs.changes import differences
 from limbeck.runs.contents import Contents
 from limbeck.runs.desk import TeacherDesk
 from limbeck.runs.events import EventLog
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 PROGRESS_SECONDS = 1.0
+NAMED_FIELDS, NAMED = 4, 40  # changes that a warning names, and characters of each value
 Figures = dict[str, float]
 
 
@@ -188,5 +190,9 @@ def _set_aside(run: Run, step: Step) -> None:
             (run.path / output).rename(target / output)
     if step.record.content:
         write_json(target / "stage.json", step.record.content)
-    message = f"what the stage reads has changed; its former output was kept in {target.relative_to(run.path)}"
+    changed = differences(step.record.content.get("inputs", {}), step.inputs)
+    shown = [f"{name}: was {old[:NAMED]}, is {new[:NAMED]}" for name, old, new in changed[:NAMED_FIELDS]]
+    more = [f"{len(changed) - NAMED_FIELDS} more"] if len(changed) > NAMED_FIELDS else []
+    what = "; ".join([*shown, *more]) or "its record is gone"
+    message = f"what the stage reads has changed ({what}); its former output was kept in {target.relative_to(run.path)}"
     run.log.warn("STAGE_OUTDATED", message)

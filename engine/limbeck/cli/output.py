@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
 
@@ -114,12 +114,6 @@ def show_error(error: LimbeckError, *, as_json: bool = False) -> None:
     click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message} [{error.reason}]", err=True)
     for problem in error.problems:
         click.echo(f"  {problem}", err=True)
-
-
-def fail(error: LimbeckError, *, as_json: bool = False) -> NoReturn:
-    """Tell an error and leave with its exit code. Commands may as well raise it: `limbeck` does this for them."""
-    show_error(error, as_json=as_json)
-    sys.exit(error.exit_code)
 
 
 def extra_missing(error: ModuleNotFoundError) -> LimbeckError | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -92,9 +93,10 @@ def _work(recipe: Path, resume: bool, at_event: int | None) -> int:
     from limbeck.recipe import load_recipe
     from limbeck.runs import label
     from limbeck.runs.pipeline import run_recipe
+    from limbeck.v1.event_pb2 import Event
 
-    def display(event: object) -> None:
-        if event.sequence == at_event:  # type: ignore[attr-defined]
+    def display(event: Event) -> None:
+        if event.sequence == at_event:
             os.kill(os.getpid(), signal.SIGKILL)
 
     label.ASK_TOKENS, label.COMMIT_SECONDS = 128, 0.0  # many shards, so that there is something between them
@@ -126,16 +128,12 @@ class _Writes:
 
 def warm_up() -> None:
     """Import what a run needs, so that forked processes need not."""
-    import accelerate  # noqa: F401
-
     from limbeck.cli.running import quiet_libraries
 
-    quiet_libraries()
-    import limbeck.data
-    import limbeck.report
-    import limbeck.signals
-    import limbeck.training  # noqa: F401
-    from limbeck.teachers.transformers import TransformersTeacher  # noqa: F401
+    quiet_libraries()  # before any of these
+    for room in ("data", "report", "signals", "training", "teachers.transformers"):
+        importlib.import_module(f"limbeck.{room}")
+    importlib.import_module("accelerate")
 
 
 def events_of(run: Path) -> list[dict[str, object]]:

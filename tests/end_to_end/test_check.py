@@ -194,3 +194,15 @@ def test_layers_that_teacher_or_student_lack_are_refused_before_any_work(
         code, out, err = inside("check", recipe)
         assert code == 2
         assert said in out + err
+
+
+def test_a_model_that_is_not_there_is_told_once_with_its_place(tmp_path: Path, inside: Inside) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 12)
+    recipe = tmp_path / "recipe.yaml"
+    text = "teacher: {plugin: transformers, model: teacherr}\nstudent: {from: teacher}\ndata: {path: rows.jsonl}\n"
+    recipe.write_text(text + "losses: [{plugin: forward_kl, top_k: 8}]\noutput: out\n")
+    code, out, err = inside("check", recipe, "--json")
+    assert code == 2
+    problems = json.loads(out)["error"]["problems"]
+    assert [(problem["file"], problem["field"]) for problem in problems] == [("teacherr", "teacher")]
+    assert err == ""

@@ -13,6 +13,8 @@ from limbeck.cli import output
 if TYPE_CHECKING:
     from limbeck.errors import Problem
 
+_BYTES = ("memory", "disk")  # facts that are bytes throughout
+
 
 @click.command("check")
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -43,11 +45,18 @@ def command(recipe: Path, as_json: bool) -> None:
     click.echo(dump_yaml(loaded.resolved()).rstrip())
     click.echo("")
     for name, facts in found.facts.items():
-        click.echo(f"{name}: {_line(facts)}")
+        click.echo(f"{name}: {_sizes(facts) if name in _BYTES else _line(facts)}")
     for problem in found.warnings:
         click.echo(f"warning: {problem}")
     found.raise_problems()
     click.echo(f"ready: limbeck run {recipe}")
+
+
+def _sizes(facts: dict[str, float]) -> str:
+    """Bytes for people; what is 0 is not known yet."""
+    from limbeck.report.numbers import size
+
+    return ", ".join(f"{name.removesuffix('_bytes')} {size(value)}" for name, value in facts.items() if value)
 
 
 def _filled(problem: Problem) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,15 @@ class Preflight:
     warnings: list[Problem] = field(default_factory=list)
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Keep what is raised, and go on with the next check."""
+    def collect(self, part: str) -> Iterator[None]:
+        """Keep what is raised, once, and go on with the next check. `part` is the field of what names none."""
         try:
             yield
         except LimbeckError as error:
-            found = error.problems or (Problem(error.message),)
-            self.problems += [(error.reason, problem) for problem in found]
+            for problem in error.problems or (Problem(error.message),):
+                known = [(said.file, said.message) for _, said in self.problems]
+                if (problem.file, problem.message) not in known:
+                    self.problems.append((error.reason, replace(problem, field=problem.field or part)))
 
     def refuse(self, reason: Reason, message: str, **more: Any) -> None:
         """Add a problem."""
@@ -95,7 +97,7 @@ class _Check:
         ]
         for name, part in parts:
             if name not in fields:  # its files are missing, and that is told already
-                with self.found.collect():
+                with self.found.collect(name):
                     part()
         return self.found
 
@@ -179,7 +181,7 @@ class _Check:
         }
         for question in asked:
             if question is not None:
-                with self.found.collect():
+                with self.found.collect("losses"):
                     check_score(self.info, [], question)
         if self.recipe.data.max_length + 1 > self.info.max_length:
             message = f"max_length is {self.recipe.data.max_length}, the teacher reads at most {self.info.max_length}"
@@ -242,7 +244,7 @@ class _Check:
                     message = "a prompt of chat messages, but the tokenizer has no chat template"
                     self.found.refuse(Reason.DATA_INVALID, message, hint=hint, **place)
                     return
-            with self.found.collect():
+            with self.found.collect("data"):
                 length = len(self.tokenizer.encode_prompt(prompt))
                 if length >= own:
                     message = f"the prompt has {length} tokens, data.max_length is {self.recipe.data.max_length}"
@@ -271,7 +273,7 @@ class _Check:
             for name, knob in loss.knobs.items():
                 if isinstance(knob, int | float):
                     continue
-                with self.found.collect():
+                with self.found.collect(f"{loss.field}.{name}"):
                     scheduler = knob.make()
                     values = scheduler.values()
                     points = [] if values is not None else [i / KNOB_POINTS for i in range(KNOB_POINTS + 1)]

@@ -34,19 +34,22 @@ def command(
     ⟦ and ⟧ elsewhere; a control token that is only spelled in a text has a backslash before it. Bad rows are listed
     with their reasons; where there are any, and they are not to be set aside, the exit code is 2.
     """
-    from limbeck.cli.output import emit_json
+    from limbeck.cli.output import emit_json, error_json
     from limbeck.data import read_rows
+    from limbeck.errors import LimbeckError, Reason
 
     files, spec, loaded = _inputs(path, tokenizer, chat_template, max_length)
     rows, problems = read_rows(files)
     prepared, problems = _prepare(rows, problems, loaded, spec)
     sequences = _in_order(prepared, files)[:count]
+    error = LimbeckError(Reason.DATA_INVALID, problems=problems)
+    failed = bool(problems) and (spec.on_bad_row == "error" or not sequences)
     if as_json:
-        emit_json(_as_json(loaded, prepared, problems, sequences))
+        emit_json(_as_json(loaded, prepared, problems, sequences) | (error_json(error) if failed else {}))
     else:
         _print(loaded, prepared, problems, sequences)
-    if problems and (spec.on_bad_row == "error" or not sequences):
-        sys.exit(2)
+    if failed:
+        sys.exit(error.exit_code)
 
 
 def _inputs(

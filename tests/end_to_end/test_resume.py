@@ -195,3 +195,19 @@ def test_a_teacher_of_another_distribution_serves_a_student_from_scratch(
     evaluation = json.loads((tmp_path / "out" / "evaluation" / "evaluation.json").read_text())
     assert evaluation["models"]["teacher"]["perplexity"] > 1
     assert evaluation["samples"][0]["teacher"]
+
+
+def test_a_folder_that_is_not_there_is_no_run(tmp_path: Path, inside: Inside) -> None:
+    code, _, err = inside("resume", tmp_path / "nope")
+    assert code == 3
+    assert "there is no run here" in err
+
+
+def test_a_changed_recipe_trains_a_finished_run_anew_so_that_its_report_is_true(copied: Path, inside: Inside) -> None:
+    recipe, weights = copied / "recipe.yaml", copied / "run" / "student" / "model.safetensors"
+    before = weights.read_bytes()
+    recipe.write_text(recipe.read_text().replace("1.0e-3", "2.0e-3"))
+    code, _, err = inside("resume", recipe, "--allow-changed")
+    assert code == 0, err
+    assert weights.read_bytes() != before
+    assert "2.0e-3" in (copied / "run" / "student" / "README.md").read_text()

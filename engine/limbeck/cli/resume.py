@@ -24,7 +24,7 @@ def command(run_or_recipe: Path, allow_changed: bool, as_json: bool) -> None:
     registry = load_plugins()
 
     def load() -> Recipe:
-        recipe = find_recipe(run_or_recipe) if run_or_recipe.is_dir() else run_or_recipe
-        return load_recipe(recipe, registry)
+        is_recipe = run_or_recipe.is_file() or run_or_recipe.suffix.lower() in (".yaml", ".yml")
+        return load_recipe(run_or_recipe if is_recipe else find_recipe(run_or_recipe), registry)
 
     start(load, registry, as_json=as_json, resume=True, allow_changed=allow_changed)

@@ -128,9 +128,9 @@ class _Writes:
 
 def warm_up() -> None:
     """Import what a run needs, so that forked processes need not."""
-    from limbeck.cli.running import quiet_libraries
+    from limbeck.cli.running import prepare_libraries
 
-    quiet_libraries()  # before any of these
+    prepare_libraries()  # before any of these
     for room in ("data", "report", "signals", "training", "teachers.transformers"):
         importlib.import_module(f"limbeck.{room}")
     importlib.import_module("accelerate")

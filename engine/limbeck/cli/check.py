@@ -25,13 +25,13 @@ def command(recipe: Path, as_json: bool) -> None:
     Spends nothing: no weights are loaded, nothing is written. Prints what it found and the recipe with every default
     and absolute paths; all problems in one go, with exit code 2 or 3.
     """
-    from limbeck.cli.running import quiet_libraries
+    from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
     from limbeck.recipe import load_recipe
     from limbeck.recipe.resolved import dump_yaml
     from limbeck.runs.preflight import check
 
-    quiet_libraries()
+    prepare_libraries()
     registry = load_plugins()
     loaded = load_recipe(recipe, registry)
     found = check(loaded, registry)

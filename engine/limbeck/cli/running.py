@@ -34,7 +34,7 @@ def start(
     allow_changed: bool = False,
 ) -> None:
     """Run a recipe to its end and print where its output is. Leaves with the documented exit code otherwise."""
-    quiet_libraries()
+    prepare_libraries()
     try:
         recipe = load()
         with StopSignal() as signals, make_display(as_json=as_json) as display:
@@ -63,8 +63,12 @@ def start(
         _summary(folder)
 
 
-def quiet_libraries() -> None:
-    """Keep progress bars and advice of libraries out of what this program shows; warnings stay."""
+def prepare_libraries() -> None:
+    """Keep progress bars and advice of libraries out of what this program shows; warnings stay.
+
+    Also lets torch, which reads it when first imported, take huge pages: buffers as large as a vocabulary are faster.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

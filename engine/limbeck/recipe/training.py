@@ -32,7 +32,7 @@ class TrainingSpec(Config):
         0, ge=0, description="Steps of linear warm-up; a number below 1 is a share of all steps."
     )
     lr_scheduler_type: Schedule = Field("linear", description="Course of the learning rate after the warm-up.")
-    optim: Optimizer = Field("adamw_torch", description="Optimizer.")
+    optim: Optimizer = Field("adamw_torch_fused", description="Optimizer.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, not on biases and norms.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the mean of gradients.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the mean of squared gradients.")

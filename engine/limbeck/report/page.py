@@ -128,7 +128,7 @@ def _bars(report: Report) -> list[tuple[str, Markup]]:
     for field, title, form in (
         (
             "forward_kl",
-            "KL(teacher ‖ model) on the stored ids and their tail, nats a token: lower is better",
+            "KL(teacher ‖ model), nats a token: lower is better",
             numbers.short,
         ),
         ("top1_agreement", "Likeliest next token is the teacher's: higher is better", numbers.percent),

@@ -15,15 +15,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RECIPE = """\
 teacher: {plugin: transformers, model: teacher}
-student: {from: teacher}
-data: {path: rows.jsonl}
+student: {from: teacher, layers: [0, 3]}
+data: {path: rows.jsonl, holdout: 2}
 losses:
   - plugin: total_variation
-    weight: {plugin: sawtooth, low: 0.5, high: 1.0}
-    temperature: {plugin: sawtooth, low: 1.0, high: 2.0, steps: 2}
+    weight: {plugin: sawtooth, low: 0.25, high: 1.0}
+    temperature: {plugin: sawtooth, low: 1.0, high: 2.0, steps: 2, teeth: 1}
   - {plugin: cross_entropy, weight: 0.1}
+training: {learning_rate: 1.0e-3, max_steps: 8, per_device_train_batch_size: 2}
+evaluation: {twin: false, samples: 1, max_new_tokens: 4}
 output: out
 """
+WEIGHTS = [0.25, 0.5, 0.75, 1.0, 0.25, 0.5, 0.75, 1.0]  # two teeth of four steps over eight
+TEMPERATURES = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -60,8 +64,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def _environment(**more: str) -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own | more
 
 
 def _json(*command: str | Path) -> dict[str, object]:
@@ -91,6 +96,36 @@ def test_a_recipe_uses_its_loss_and_scheduler_by_name(python, tmp_path):
         "temperatures": [1.0, 2.0],
         "heavy": [],
     }
+
+
+def test_a_run_trains_by_its_loss_on_its_schedule_and_tells_its_observer(python, tmp_path, tiny_teacher):
+    rows = [{"prompt": f"What is {n} and {n}? ", "completion": f"It is {2 * n}."} for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("model: teacher", f"model: {tiny_teacher}"))
+    log = tmp_path / "observed.jsonl"
+    command = [python, "-m", "limbeck.cli.main", "run", tmp_path / "recipe.yaml"]
+    more = _environment(LIMBECK_EXAMPLE_LOG=str(log))
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=more, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    events = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    steps = [event["metrics"]["values"] for event in events if "metrics" in event]
+    assert [step["knobs.losses.total_variation.weight"] for step in steps] == WEIGHTS
+    assert [step["knobs.losses.total_variation.temperature"] for step in steps] == TEMPERATURES
+    for step, weight, temperature in zip(steps, WEIGHTS, TEMPERATURES, strict=True):
+        distance = step["losses.total_variation"]
+        assert 0 < distance <= temperature**2  # of a variation in [0, 1], the knob's square in it
+        assert step["loss"] == pytest.approx(weight * distance + 0.1 * step["losses.cross_entropy"], rel=1e-5)
+
+    curves = json.loads((tmp_path / "out" / "report" / "report.json").read_text())["history"]["series"]["train"]
+    assert curves["losses.total_variation"]["steps"] == list(range(1, 9))
+    assert curves["losses.total_variation"]["values"] == [step["losses.total_variation"] for step in steps]
+    assert "losses.total_variation.weight</figcaption>" in (tmp_path / "out" / "report" / "index.html").read_text()
+
+    finished = [(int(e["sequence"]), e["stage"]) for e in events if "stage_finished" in e]
+    assert [stage for _, stage in finished] == ["prepare", "label", "train", "evaluate", "report"]
+    heard = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["sequence"], line["stage"]) for line in heard] == finished
 
 
 def test_it_is_not_installed_here():

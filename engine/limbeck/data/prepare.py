@@ -12,7 +12,7 @@ import numpy.typing as npt
 from limbeck.data.chat import TemplateError
 from limbeck.data.rows import Row
 from limbeck.data.sequence import TokenSequence
-from limbeck.data.split import held_out, split_key
+from limbeck.data.split import held_out, split_groups
 from limbeck.data.tokenizer import Piece, Tokenizer
 from limbeck.errors import LimbeckError, Problem, Reason
 
@@ -99,7 +99,7 @@ def _assemble(good: list[tuple[Row, _Encoded]], bad: list[Problem], bad_rows: in
         raise LimbeckError(Reason.DATA_INVALID, problems=[Problem(what, field="data.holdout")])
     sides: tuple[list[TokenSequence], list[TokenSequence]] = ([], [])
     pairs = [0, 0]
-    held = held_out([split_key(row) for row, _ in good], spec.holdout, spec.seed)
+    held = held_out(split_groups([row for row, _ in good]), spec.holdout, spec.seed)
     notes = [note for _, encoded in good for note in encoded.notes]
     for (row, encoded), side in zip(good, held, strict=True):
         pair = pairs[side] if row.format == "preference" else -1

@@ -4,22 +4,129 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from limbeck.data.rows import Row
 
 _MOST_SUMS = 20_000_000
+# What Unicode tells a program not to show (Default_Ignorable_Code_Point) and is not of category Cf: (first, last).
+_UNSEEN = (
+    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065), (0x3164, 0x3164)),
+    *((0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF)),
+)
 
 
-def split_key(row: Row) -> str:
-    """What must not be on both sides: the normalised prompt; of a conversation its first user turn.
+def split_groups(rows: Sequence[Row]) -> list[str]:
+    """For each row the name of its group; a group must be on one side.
 
-    Unicode form, case and white space make no difference. A text row is its own key.
+    Rows with the same prompt are one group; of a conversation that is the first user turn, with or without what stands
+    before it. A text row is with each row whose prompt it begins with, and so is a row whose prompt ends within its
+    answer, as if cut elsewhere. Case, white space, Unicode form and characters that nobody sees make no difference.
     """
+    lines = sorted((text, mark, number) for number, row in enumerate(rows) for mark, text in _lines(row))
+    groups = _Groups(len(rows))
+    begun: list[tuple[str, int]] = []  # the prompts that this text begins with, longest last, and a row of each
+    for text, mark, number in lines:
+        while begun and not text.startswith(begun[-1][0]):
+            begun.pop()
+        if mark != _PROMPT:
+            for prompt, other in reversed(begun):
+                if not prompt or len(prompt) < mark:
+                    break
+                groups.join(number, other)
+        elif begun and begun[-1][0] == text:
+            groups.join(number, begun[-1][1])
+        else:
+            begun.append((text, number))
+    return groups.names([_name(row) for row in rows])
+
+
+_PROMPT = -1  # marks a prompt; the mark of prompt and answer together is the length of the prompt
+
+
+def _lines(row: Row) -> Iterator[tuple[int, str]]:
+    """(mark, words) of what a row asks, and of what it asks and says.
+
+    Sorted by words, a prompt comes before itself as a text, and before all that begins with it.
+    """
+    if row.format == "text":
+        words = _words(row.value["text"])
+        yield from ((_PROMPT, words), (0, words))
+        return
+    prompt = row.value["messages"] if "messages" in row.value else row.value["prompt"]
+    before = after = ""
+    if not isinstance(prompt, str):
+        contents = [str(message["content"]) for message in prompt]
+        first = _first_user(prompt)
+        before, prompt, after = "".join(contents[:first]), contents[first], "".join(contents[first + 1 :])
+    answers = [row.value[key] for key in ("completion", "chosen", "rejected") if key in row.value]
+    texts = [answer if isinstance(answer, str) else str(answer[0]["content"]) for answer in answers]
+    for opening in dict.fromkeys((prompt, before + prompt)):
+        words = _words(opening)
+        yield _PROMPT, words
+        yield from ((len(words), _words(opening + after + text)) for text in texts or [""])
+
+
+def _first_user(messages: Sequence[dict[str, object]]) -> int:
+    return next(place for place, message in enumerate(messages) if message["role"] == "user")
+
+
+def _name(row: Row) -> str:
+    """The prompt of a row, by which its group is put in order."""
     prompt = row.value.get("text") or row.value.get("messages") or row.value["prompt"]
     if not isinstance(prompt, str):
-        prompt = next(message["content"] for message in prompt if message["role"] == "user")
+        prompt = prompt[_first_user(prompt)]["content"]
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+class _Seen(dict[int, int | None]):
+    """For ``str.translate``: takes out white space, control characters and all that nobody sees."""
+
+    def __missing__(self, code: int) -> int | None:
+        char = chr(code)
+        unseen = char.isspace() or unicodedata.category(char) in ("Cc", "Cf")
+        unseen = unseen or any(first <= code <= last for first, last in _UNSEEN)
+        self[code] = None if unseen else code
+        return self[code]
+
+
+_SEEN = _Seen()
+
+
+def _words(text: str) -> str:
+    """A text without what makes no difference."""
+    text = text.translate(_SEEN)
+    if text.isascii():
+        return text.lower()
+    # Folding may give signs that are to be folded, and a sign may be taken apart into a space and a mark.
+    for _ in range(2):
+        text = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFKD", text.translate(_SEEN))
+
+
+class _Groups:
+    """Rows that belong together, directly or by way of others."""
+
+    def __init__(self, count: int) -> None:
+        self._above = list(range(count))
+
+    def _top(self, row: int) -> int:
+        while self._above[row] != row:
+            self._above[row] = self._above[self._above[row]]
+            row = self._above[row]
+        return row
+
+    def join(self, one: int, other: int) -> None:
+        """Put the groups of two rows together."""
+        self._above[self._top(one)] = self._top(other)
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """For each row the first name, in alphabetical order, of those of its group."""
+        first: dict[int, str] = {}
+        for row, name in enumerate(names):
+            top = self._top(row)
+            first[top] = min(first.get(top, name), name)
+        return [first[self._top(row)] for row in range(len(names))]
 
 
 def held_out(keys: Sequence[str], holdout: float | int, seed: int) -> list[bool]:

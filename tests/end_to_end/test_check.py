@@ -204,5 +204,8 @@ def test_a_model_that_is_not_there_is_told_once_with_its_place(tmp_path: Path, i
     code, out, err = inside("check", recipe, "--json")
     assert code == 2
     problems = json.loads(out)["error"]["problems"]
-    assert [(problem["file"], problem["field"]) for problem in problems] == [("teacherr", "teacher")]
+    assert [(problem["file"], problem["line"], problem["column"], problem["field"]) for problem in problems] == [
+        (str(recipe), 1, 40, "teacher.model")
+    ]
+    assert problems[0]["message"].startswith("teacherr: no such folder, and not on the hub: ")
     assert err == ""

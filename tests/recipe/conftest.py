@@ -48,10 +48,12 @@ def load(tmp_path: Path, registry: Registry) -> Callable[[str], Recipe]:
 
 
 @pytest.fixture
-def problems(load: Callable[[str], Recipe]) -> Callable[[str], list[Problem]]:
-    """The problems of an invalid recipe, each with a place; their summary has their number."""
+def problems(load: Callable[[str], Recipe], tmp_path: Path) -> Callable[[str], list[Problem]]:
+    """The problems of an invalid recipe, each with a place. The files that tests name are there."""
 
     def call(text: str) -> list[Problem]:
+        for name in ("rows.jsonl", "a", "b"):
+            (tmp_path / name).touch()
         with pytest.raises(LimbeckError) as caught:
             load(text)
         assert caught.value.reason is Reason.RECIPE_INVALID

@@ -202,7 +202,7 @@ def test_a_schedule_may_not_leave_the_range_of_its_knob(problems, text):
     )
     assert [(problem.field, problem.message) for problem in found] == [
         ("losses[0].temperature", "every value must be above 0, but this schedule gives 0"),
-        ("losses[0].weight", "every value must be at least 0, but this schedule gives -0.02"),
+        ("losses[0].weight", "every value must be at least 0, but this schedule gives -0.002"),
     ]
 
 
@@ -306,7 +306,7 @@ def test_training_defaults_are_handed_on_with_one_data_seed(load, text):
     assert (arguments["seed"], arguments["data_seed"]) == (7, 7)
 
 
-@pytest.mark.parametrize("training", ["{max_steps: 0}", "{warmup_steps: 2.5}"])
-def test_training_that_makes_no_sense_is_refused(problems, text, training):
-    (problem,) = problems(text(training=training))
-    assert problem.field == "training"
+@pytest.mark.parametrize(("name", "value"), [("max_steps", "0"), ("warmup_steps", "2.5")])
+def test_training_that_makes_no_sense_is_refused(problems, text, name, value):
+    (problem,) = problems(text(training=f"{{{name}: {value}}}"))
+    assert problem.field == f"training.{name}"

@@ -62,6 +62,7 @@ def load_with(registry, tmp_path):
     def call(losses: str, *, plugin: LossPlugin | None = None):
         broken = SchedulerPlugin(name="broken", config=ConstantConfig, factory=Broken, summary="Broken.")
         more = (entry("loss", plugin or odd()), entry("scheduler", broken))
+        (tmp_path / "a").touch()
         path = tmp_path / "recipe.yaml"
         head = "teacher: {plugin: transformers, model: a/b}\nstudent: {model: a/b}\ndata: {path: a}\noutput: o\n"
         path.write_text(head + "losses:\n" + textwrap.indent(textwrap.dedent(losses), "  "))

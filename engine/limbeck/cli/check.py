@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,8 @@ _BYTES = ("memory", "disk")  # facts that are bytes throughout
 def command(recipe: Path, as_json: bool) -> None:
     """Look at RECIPE and all that it names: files, rows, tokenizers, teacher, knobs, folder, disk, memory.
 
-    Spends nothing: no weights are loaded, nothing is written. Prints what it found and the recipe with every default
-    and absolute paths; all problems in one go, with exit code 2 or 3.
+    Spends nothing: no weights are loaded, nothing is written. Prints the recipe with every default and absolute paths,
+    and what it found; or else all problems in one go, with exit code 2 or 3.
     """
     from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
@@ -35,9 +36,11 @@ def command(recipe: Path, as_json: bool) -> None:
     registry = load_plugins()
     loaded = load_recipe(recipe, registry)
     found = check(loaded, registry)
+    if found.problems:
+        if not as_json:
+            _warn(found.warnings, err=True)
+        found.raise_problems()
     if as_json:
-        if found.problems:
-            found.raise_problems()
         warnings = [_filled(problem) for problem in found.warnings]
         output.emit_json({"recipe": loaded.resolved(), "facts": found.facts, "warnings": warnings})
         return
@@ -46,10 +49,13 @@ def command(recipe: Path, as_json: bool) -> None:
     click.echo("")
     for name, facts in found.facts.items():
         click.echo(f"{name}: {_sizes(facts) if name in _BYTES else _line(facts)}")
-    for problem in found.warnings:
-        click.echo(f"warning: {problem}")
-    found.raise_problems()
+    _warn(found.warnings)
     click.echo(f"ready: limbeck run {recipe}")
+
+
+def _warn(warnings: Sequence[Problem], *, err: bool = False) -> None:
+    for problem in warnings:
+        click.echo(f"warning: {problem}", err=err)
 
 
 def _sizes(facts: dict[str, float]) -> str:

@@ -7,20 +7,23 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from limbeck.errors import LimbeckError, Problem
+from limbeck.errors import LimbeckError, Problem, nearest
 from limbeck.interfaces import LossConfig, LossPlugin, Needs, PluginKind
 from limbeck.plugins import Entry, Registry
 from limbeck.recipe.bound import Bound, BoundLoss, Bounds, knob_bounds
 from limbeck.recipe.document import Document, Path_, field_text
 from limbeck.recipe.paths import Resolver
-from limbeck.recipe.problems import problems_of
+from limbeck.recipe.problems import problems_of, show, unknown_field
 
 _LOSS_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_GRID = [step / 100 for step in range(101)]
+_GRID = [step / 1000 for step in range(1001)]
 
 
 class Binder:
-    """Binds what stands at a place of the document. Problems are gathered; a place with any gives None."""
+    """Binds what stands at a place of the document and gathers the problems.
+
+    What has faults is bound without them where that can be done, so that the rules between parts can be checked too.
+    """
 
     def __init__(self, document: Document, registry: Registry) -> None:
         self._document = document
@@ -40,13 +43,12 @@ class Binder:
         if entry is None:
             return None
         bounds = knob_bounds(entry.plugin.config)
-        before = len(self.problems)
         knobs: dict[str, float | Bound] = {}
         written = self._document.at(at)
         schedules = [field for field in bounds if isinstance(written.get(field), dict)]
         for field in schedules:
-            if (scheduler := self.bind("scheduler", (*at, field))) is not None:
-                self._check_schedule(scheduler, bounds[field], (*at, field))
+            scheduler = self.bind("scheduler", (*at, field))
+            if scheduler is not None and self._check_schedule(scheduler, bounds[field], (*at, field)):
                 knobs[field] = scheduler
         config = self._config(entry, at, skip=[(*at, field) for field in schedules])
         if config is None:
@@ -58,9 +60,9 @@ class Binder:
         for field in bounds.keys() - set(schedules):
             knobs[field] = float(getattr(config, field))
         needs = self._needs(entry, config, at)
-        if needs is None or len(self.problems) > before:
+        if needs is None:
             return None
-        knobs = {field: knobs[field] for field in bounds}
+        knobs = {field: knobs[field] for field in bounds if field in knobs}
         return BoundLoss(name, entry, config, needs, field_text(at), knobs, bounds)
 
     def _fault(self, at: Path_, message: str, hint: str | None = None) -> None:
@@ -70,10 +72,9 @@ class Binder:
         written = self._document.at(at)
         name = written.get("plugin") if isinstance(written, dict) else None
         if not isinstance(name, str):
-            if isinstance(written, dict) and "plugin" not in written:
-                known = ", ".join(self._registry.names(kind))
-                self._fault((*at, "plugin"), "is missing", f"name a {kind} plugin: {known}")
-            return None  # anything else the schema has refused
+            if isinstance(written, dict):
+                self._no_name(kind, at, written)
+            return None
         try:
             return self._registry.entry(kind, name)
         except LimbeckError as error:
@@ -81,19 +82,47 @@ class Binder:
                 self._fault((*at, "plugin"), problem.message, problem.hint)
             return None
 
+    def _no_name(self, kind: PluginKind, at: Path_, written: dict[str, Any]) -> None:
+        if "plugin" in written:
+            if kind == "scheduler":  # of the others the schema has told it
+                self._fault((*at, "plugin"), f"must be text, not {show(written['plugin'])}")
+        elif meant := next((key for key in written if nearest(key, ["plugin"])), None):
+            self.problems.append(unknown_field(self._document, (*at, meant), ["plugin"]))
+        else:
+            known = ", ".join(self._registry.names(kind))
+            self._fault((*at, "plugin"), "is missing", f"name a {kind} plugin: {known}")
+
     def _config(self, entry: Entry, at: Path_, skip: list[Path_] | None = None) -> BaseModel | None:
-        """The validated config. Faults at places of `skip` (schedules, bound apart) are left out."""
+        """The config, without the options that have faults. Those at places of `skip` (schedules) are told apart."""
         options = {key: value for key, value in self._document.at(at).items() if key != "plugin"}
         model = entry.plugin.config
         try:
             return model.model_validate(options, context=self.resolver.below(at))
         except ValidationError as error:
             self.problems += problems_of(error, self._document, at, model, skip or ())
+            return self._without_faults(entry, at, options, error)
         except LimbeckError as error:
             for problem in error.problems or [Problem(error.message)]:
                 self._fault(at, problem.message, problem.hint)
         except Exception as error:
             self._plugin_fault(entry, at, "config", error)
+        return None
+
+    def _without_faults(
+        self, entry: Entry, at: Path_, options: dict[str, Any], error: ValidationError
+    ) -> BaseModel | None:
+        """The config of the options that `error` does not name. Tells what unknown fields alone have hidden so far."""
+        faults = error.errors(include_url=False)
+        bad = {details["loc"][0] for details in faults if details["loc"]}
+        rest = {key: value for key, value in options.items() if key not in bad}
+        model = entry.plugin.config
+        try:
+            return model.model_validate(rest, context=Resolver(self._document).below(at))
+        except ValidationError as hidden:
+            if all(details["type"] == "extra_forbidden" for details in faults):
+                self.problems += problems_of(hidden, self._document, at, model)
+        except Exception:  # it has been told, or follows from what has
+            return None
         return None
 
     def _needs(self, entry: Entry, config: Any, at: Path_) -> Needs | None:
@@ -108,8 +137,11 @@ class Binder:
             return None
         return needs
 
-    def _check_schedule(self, scheduler: Bound, bounds: Bounds, at: Path_) -> None:
-        """Every value must be in range: all of a step function's, else those of 101 points from start to end."""
+    def _check_schedule(self, scheduler: Bound, bounds: Bounds, at: Path_) -> bool:
+        """Every value must be in range: all of a step function's, else those of 1,001 points from start to end.
+
+        Returns whether there are values.
+        """
         try:
             made = scheduler.make()
             listed = made.values()
@@ -117,10 +149,11 @@ class Binder:
             faults = [(value, fault) for value in values if (fault := bounds.fault(float(value)))]
         except Exception as error:
             self._plugin_fault(scheduler.entry, at, "schedule", error)
-            return
+            return False
         if faults:
             value, fault = faults[0]
             self._fault(at, f"every value {fault}, but this schedule gives {float(value):g}")
+        return True
 
     def _plugin_fault(self, entry: Entry, at: Path_, what: str, error: Exception) -> None:
         owner = f"{entry.distribution} {entry.version}"

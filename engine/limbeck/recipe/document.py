@@ -89,6 +89,12 @@ def field_text(path: Path_) -> str:
     return text
 
 
+def field_path(field: str) -> Path_:
+    """The inverse of `field_text`: ``losses[0].weight`` is ("losses", 0, "weight")."""
+    parts = re.findall(r"\[(\d+)\]|([^.\[\]]+)", field)
+    return tuple(int(index) if index else name for index, name in parts)
+
+
 def read_document(path: Path) -> Document:
     """Read a YAML file whose top is a mapping. Raises RECIPE_INVALID with the place of every fault."""
     document = Document(path, _read_text(path))

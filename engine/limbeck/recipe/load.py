@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.plugins import Registry
 from limbeck.recipe.binding import Binder
 from limbeck.recipe.bound import Bound, BoundLoss, dump
-from limbeck.recipe.document import Document, Path_, read_document
+from limbeck.recipe.document import Document, Path_, field_path, read_document
 from limbeck.recipe.paths import PathUse, absolute, missing
 from limbeck.recipe.problems import problems_of
 from limbeck.recipe.rules import cross_check
@@ -37,6 +39,7 @@ class Recipe:
     training: TrainingSpec
     evaluation: EvaluationSpec
     output: Path
+    document: Document = field(repr=False, compare=False)
     paths: tuple[PathUse, ...] = field(default=(), repr=False)
 
     def resolved(self) -> dict[str, Any]:
@@ -67,12 +70,48 @@ class Recipe:
         """A problem for each input of the recipe that is not there, with the path as written and as resolved."""
         return missing(self.path, self.paths)
 
+    def place(self, problem: Problem) -> Problem:
+        """`problem` with the file, line and column of the field of the recipe that it is about.
+
+        One with a line (of a row) and one about no field and no path of the recipe stay as they are. A file that it
+        names (a model's folder) goes into its message.
+        """
+        document, file = self.document, problem.file
+        at = field_path(problem.field or "")
+        at = self._by_index(at)
+        if problem.line is not None or (at and at[0] not in RecipeFile.model_fields):
+            return problem
+        uses = [field_path(use.field) for use in self.paths if str(use.resolved) == file]
+        named = [one for one in (*document.find(at, file), *uses) if one[: len(at)] == at] if file is not None else []
+        if not at and not named:
+            return problem
+        placed = document.problem(named[0] if named else at, problem.message, problem.hint)
+        known = file is None or file == placed.file or file in problem.message
+        return placed if known else replace(placed, message=f"{file}: {problem.message}")
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Give the problems of what is raised inside their places in the recipe."""
+        try:
+            yield
+        except LimbeckError as error:
+            error.problems = tuple(self.place(problem) for problem in error.problems)
+            raise
+
+    def _by_index(self, at: Path_) -> Path_:
+        """`losses.NAME.FIELD`, as a knob is called in events, by its place in the list."""
+        names = [loss.name for loss in self.losses]
+        if len(at) > 1 and at[0] == "losses" and at[1] in names:
+            return ("losses", names.index(str(at[1])), *at[2:])
+        return at
+
 
 def load_recipe(path: Path, registry: Registry) -> Recipe:
     """Load a recipe with the plugins of `registry`.
 
     Relative paths are relative to the folder of the recipe itself (links are followed). Whether they exist is not
-    asked here: see :meth:`Recipe.missing_paths`. Raises RECIPE_INVALID with every problem, each with its place.
+    asked of a valid recipe: see :meth:`Recipe.missing_paths`. Raises RECIPE_INVALID with every problem, those of
+    missing paths too, each with its place.
     """
     file = Path(path).resolve()
     document = read_document(file)
@@ -88,10 +127,11 @@ def load_recipe(path: Path, registry: Registry) -> Recipe:
         for index, mapping in enumerate(written or [])
     ]
     good = tuple(loss for loss in losses if loss is not None)
-    binder.problems += cross_check(document, content, good)
-    problems = sorted([*document.problems, *binder.problems], key=lambda one: (one.line or 0, one.column or 0))
+    problems = [*document.problems, *binder.problems, *cross_check(document, good)]
     if problems or content is None:
-        raise LimbeckError(Reason.RECIPE_INVALID, _summary(file, len(problems)), list(dict.fromkeys(problems)))
+        problems += missing(file, tuple(binder.resolver.uses))
+        problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
+        raise LimbeckError(Reason.RECIPE_INVALID, _summary(file, len(problems)), problems)
     return Recipe(
         path=file,
         text=document.text,
@@ -104,6 +144,7 @@ def load_recipe(path: Path, registry: Registry) -> Recipe:
         training=content.training,
         evaluation=content.evaluation,
         output=absolute(file.parent, content.output),
+        document=document,
         paths=tuple(binder.resolver.uses),
     )
 

@@ -55,7 +55,9 @@ class Resolver:
         return str(resolved)
 
     def _note(self, written: str, resolved: Path) -> None:
-        places = [at for at in self._document.find(self._at, written) if at not in self._used]
+        places = [
+            at for at in self._document.find(self._at, written) if at not in self._used and not self._of_a_plugin(at)
+        ]
         at = places[0] if places else self._at
         mark = self._document.values.get(at)
         if any(use.field == field_text(at) and use.resolved == resolved for use in self.uses):
@@ -63,6 +65,11 @@ class Resolver:
         self._used.add(at)
         line, column = (mark.line, mark.column) if mark else (None, None)
         self.uses.append(PathUse(written, resolved, field_text(at), line, column))
+
+    def _of_a_plugin(self, at: Path_) -> bool:
+        """Whether a mapping with `plugin:` lies between what is validated and `at`: its paths are noted with it."""
+        between = (self._document.at(at[:depth]) for depth in range(len(self._at) + 1, len(at)))
+        return any(isinstance(value, dict) and "plugin" in value for value in between)
 
 
 def absolute(folder: Path, written: str) -> Path:

@@ -4,67 +4,118 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from limbeck.errors import Problem
+from pydantic import BaseModel
+
+from limbeck.errors import Problem, nearest
 from limbeck.interfaces import Want
 from limbeck.recipe.binding import step_values
 from limbeck.recipe.bound import BoundLoss
-from limbeck.recipe.document import Document, Path_
-from limbeck.recipe.schema import RecipeFile
+from limbeck.recipe.document import Document, Path_, field_path
+from limbeck.recipe.problems import fields_of
+from limbeck.recipe.schema import DataSpec, RecipeFile, SignalsSpec, StudentSpec
 
 STORED = ("top_k", "target")  # what cached signals hold
 WITHOUT_SIGNAL = "none"
 
 
-def cross_check(document: Document, content: RecipeFile | None, losses: Sequence[BoundLoss]) -> list[Problem]:
-    """Problems between parts that are valid by themselves. `content` is None where the fixed part has faults."""
-    problems = list(_names(document, losses))
-    if content is not None:
-        problems += _teacher(document, content, losses)
-        problems += _signals(document, content, losses)
-    return problems
+def cross_check(document: Document, losses: Sequence[BoundLoss]) -> list[Problem]:
+    """Problems between parts that may be valid by themselves. `losses` are those that could be bound.
+
+    Looks at what is written, so that faults elsewhere hide nothing; a misspelt field counts as given.
+    """
+    return [
+        *_student(document),
+        *_data(document),
+        *_names(document),
+        *_teacher(document, losses),
+        *_signals(document, losses),
+    ]
 
 
 def _at(loss: BoundLoss) -> Path_:
-    return ("losses", int(loss.field.removeprefix("losses[").removesuffix("]")))
+    return field_path(loss.field)
 
 
-def _names(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
-    seen: dict[str, BoundLoss] = {}
+def _given(document: Document, at: Path_, model: type[BaseModel]) -> bool:
+    """Whether there is a value at `at`, or at a name beside it that was probably meant to be its name."""
+    if document.at(at) is not None:
+        return True
+    beside, known = document.at(at[:-1]), fields_of(model)
+    if not isinstance(beside, dict):
+        return beside is not None  # a fault of its own
+    return any(key not in known and nearest(key, known) == at[-1] for key in beside)
+
+
+def _student(document: Document) -> Iterator[Problem]:
+    at = ("student",)
+    if not isinstance(document.at(at), dict):
+        return
+    origins = [name for name in ("from", "model", "config") if _given(document, (*at, name), StudentSpec)]
+    if len(origins) != 1:
+        given = " and ".join(origins) or "none of them"
+        yield document.problem(at, f"give exactly one of from, model and config, not {given}")
+        return
+    for name, origin in {"layers": "from", "tokenizer": "config", "seed": "config"}.items():
+        if document.at((*at, name)) is not None and origins != [origin]:
+            yield document.problem((*at, name), f"{name} goes with {origin} only, not with {origins[0]}")
+
+
+def _data(document: Document) -> Iterator[Problem]:
+    if not isinstance(document.at(("data",)), dict):
+        return
+    path, generator = (_given(document, ("data", name), DataSpec) for name in ("path", "generator"))
+    if path == generator:
+        yield document.problem(
+            ("data",), f"give exactly one of path and generator, not {'both' if path else 'neither'}"
+        )
+
+
+def _names(document: Document) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    losses = document.at(("losses",))
+    for index, written in enumerate(losses if isinstance(losses, list) else ()):
+        name = (written.get("name") or written.get("plugin")) if isinstance(written, dict) else None
+        if isinstance(name, str) and (first := seen.setdefault(name, index)) != index:
+            hint = f"give one of them another name, e.g. name: {name}_2"
+            yield document.problem(("losses", index, "name"), f"the name {name!r} is taken by losses[{first}]", hint)
+
+
+def _teacher(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
+    teacher = _given(document, ("teacher",), RecipeFile)
     for loss in losses:
-        first = seen.setdefault(loss.name, loss)
-        if first is not loss:
-            message = f"the name {loss.name!r} is taken by {first.field}"
-            hint = f"give one of them another name, e.g. name: {loss.name}_2"
-            yield document.problem((*_at(loss), "name"), message, hint)
-
-
-def _teacher(document: Document, content: RecipeFile, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
-    for loss in losses:
-        if loss.needs.primitive != WITHOUT_SIGNAL and content.teacher is None:
+        if loss.needs.primitive != WITHOUT_SIGNAL and not teacher:
             yield document.problem(_at(loss), f"{loss.plugin.name} needs a teacher's signal", "add teacher:")
-        if loss.needs.teacher_text and content.data.generator is None:
+        if loss.needs.teacher_text and document.at(("data", "path")) and not document.at(("data", "generator")):
             message = f"{loss.plugin.name} trains on text that a teacher wrote, but data.path is a file"
             hint = "add data.generator, or use cross_entropy if that file is a teacher's text"
             yield document.problem(_at(loss), message, hint)
-    student = content.student
-    if content.teacher is None and student.from_ == "teacher":
+    if teacher:
+        return
+    if document.at(("student", "from")) == "teacher":
         yield document.problem(("student", "from"), "there is no teacher to make a student from", "add teacher:")
-    if content.teacher is None and student.config is not None and student.tokenizer is None:
+    at = ("student", "tokenizer")
+    if document.at(("student", "config")) is not None and not _given(document, at, StudentSpec):
         message = "is missing: a student from scratch without a teacher needs a tokenizer"
-        yield document.problem(("student", "tokenizer"), message, "name a folder or a hub id")
+        yield document.problem(at, message, "name a folder or a hub id")
 
 
-def _signals(document: Document, content: RecipeFile, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
+def _signals(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
+    at = ("signals", "source")
+    cached = document.at(at) == "cached" if _given(document, at, SignalsSpec) else not _misspelt_signals(document)
     for loss in losses:
         primitive = loss.needs.primitive
-        if content.signals.source == "cached" and primitive not in (*STORED, WITHOUT_SIGNAL):
+        if cached and primitive not in (*STORED, WITHOUT_SIGNAL):
             message = f"{loss.plugin.name} needs {primitive}, which is not stored"
             yield document.problem(_at(loss), message, "write signals: {source: online}")
         temperature = loss.knobs.get("temperature")
         if primitive == "top_k" and temperature is not None and step_values(temperature) is None:
-            at = (*_at(loss), "temperature")
             message = "a temperature over the top k must be a number or a step function: the tail is stored for each"
-            yield document.problem(at, message, "use {plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}")
+            hint = "use {plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}"
+            yield document.problem((*_at(loss), "temperature"), message, hint)
+
+
+def _misspelt_signals(document: Document) -> bool:
+    return document.at(("signals",)) is None and _given(document, ("signals",), RecipeFile)
 
 
 def wanted(losses: Sequence[BoundLoss]) -> Want:

@@ -1,10 +1,10 @@
-"""The fixed part of a recipe: everything but the configs of plugins."""
+"""The fixed part of a recipe: everything but the configs of plugins. Rules between fields are in `rules`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from limbeck.interfaces import Config, LocalPath, ModelPath, PluginRef
 from limbeck.recipe.training import TrainingSpec
@@ -34,25 +34,19 @@ class StudentSpec(Config):
         "auto", description="Attention kernel; `auto` is `sdpa`, but `eager` for models that soft-cap attention logits."
     )
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        origins = [name for name in ("from", "model", "config") if getattr(self, _attribute(name)) is not None]
-        if len(origins) != 1:
-            given = " and ".join(origins) or "none of them"
-            raise ValueError(f"give exactly one of from, model and config, not {given}")
-        alone = {"layers": "from", "tokenizer": "config", "seed": "config"}
-        for name, origin in alone.items():
-            if name in self.model_fields_set and getattr(self, name) is not None and origins != [origin]:
-                raise ValueError(f"{name} goes with {origin} only, not with {origins[0]}")
-        if self.layers is not None and self.layers != sorted(set(self.layers)):
-            raise ValueError(f"layers must rise, each once; not {self.layers}")
-        if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and layers != sorted(set(layers)):
+            raise ValueError(f"layers must rise, each once; not {layers}")
+        return layers
+
+    @field_validator("config")
+    @classmethod
+    def _with_a_family(cls, config: Any) -> Any:
+        if isinstance(config, dict) and not isinstance(config.get("model_type"), str):
             raise ValueError("config needs model_type, e.g. {model_type: llama, hidden_size: 256}")
-        return self
-
-
-def _attribute(name: str) -> str:
-    return "from_" if name == "from" else name
+        return config
 
 
 class DataSpec(Config):
@@ -79,17 +73,14 @@ class DataSpec(Config):
     )
     chat_template: LocalPath | None = Field(None, description="A Jinja file used in place of the tokenizer's template.")
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.path is None) == (self.generator is None):
-            given = "neither" if self.path is None else "both"
-            raise ValueError(f"give exactly one of path and generator, not {given}")
-        if isinstance(self.holdout, float) and self.holdout >= 1:
+    @field_validator("holdout")
+    @classmethod
+    def _share_or_count(cls, holdout: int | float) -> int | float:
+        if isinstance(holdout, float) and holdout >= 1:
             raise ValueError(
-                f"holdout {self.holdout} is neither a share below 1 nor a whole number of rows: "
-                f"write {self.holdout:.0f} for rows"
+                f"holdout {holdout} is neither a share below 1 nor a whole number of rows: write {holdout:.0f} for rows"
             )
-        return self
+        return holdout
 
 
 class SignalsSpec(Config):

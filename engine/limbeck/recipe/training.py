@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from limbeck.interfaces import Config
 
@@ -46,13 +46,19 @@ class TrainingSpec(Config):
     save_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints; the end saves one too.")
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints kept.")
 
-    @model_validator(mode="after")
-    def _some_steps(self) -> Self:
-        if self.max_steps == 0:
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, steps: int) -> int:
+        if steps == 0:
             raise ValueError("max_steps 0 trains nothing: give a number of steps, or -1 for num_train_epochs")
-        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(f"warmup_steps {self.warmup_steps:g} is neither a number of steps nor a share below 1")
-        return self
+        return steps
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _steps_or_share(cls, steps: float) -> float:
+        if steps >= 1 and steps != int(steps):
+            raise ValueError(f"warmup_steps {steps:g} is neither a number of steps nor a share below 1")
+        return steps
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for transformers.TrainingArguments."""

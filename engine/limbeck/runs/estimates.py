@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limbeck.files import existing_parent
 from limbeck.interfaces import TeacherInfo
 from limbeck.runs.contents import Contents
 from limbeck.runs.label import holdout_want, stored_want
-from limbeck.teachers.folder import parameters, weight_files
+from limbeck.teachers.folder import parameters, shapes, text_config
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
@@ -37,23 +36,14 @@ def read_sizes(contents: Contents) -> Sizes:
     spec = contents.recipe.student
     folder = contents.student_folder
     if folder is not None:
-        text = json.loads((folder / "config.json").read_text("utf-8"))
-        text = text.get("text_config", text)
         count = parameters(folder) if spec.layers is None else _kept(folder, set(spec.layers))
-        return Sizes(count, int(text.get("vocab_size", 0)))
+        return Sizes(count, int(text_config(folder).vocab_size))
     return _from_config(contents)
 
 
 def _kept(folder: Path, layers: set[int]) -> int:
-    total = 0
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            block = _BLOCK.search(name)
-            if name != "__metadata__" and (block is None or int(block[1]) in layers):
-                total += math.prod(tensor["shape"])
-    return total
+    found = [(_BLOCK.search(name), math.prod(shape)) for name, shape in shapes(folder).items()]
+    return sum(count for block, count in found if block is None or int(block[1]) in layers)
 
 
 def _from_config(contents: Contents) -> Sizes:

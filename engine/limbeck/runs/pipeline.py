@@ -60,13 +60,15 @@ def run_recipe(
     """
     from limbeck.runs.preflight import check
 
-    check_folder(recipe.output)
-    if resume:
-        refuse_changes(recipe, allow_changed=allow_changed)
     stages, contents = stages_of(recipe), Contents(recipe)
-    if not all(step.done for step in plan(recipe.output, stages, contents)):
-        check(recipe, registry, contents).raise_problems()
+    with recipe.placing():
+        if resume:
+            check_folder(recipe.output)
+            refuse_changes(recipe, allow_changed=allow_changed)
+        if not all(step.done for step in plan(recipe.output, stages, contents)):
+            check(recipe, registry, contents).raise_problems()
     with (
+        recipe.placing(),
         RunFolder(recipe.output) as folder,
         EventLog(folder.events, folder.run_id, observers=registry.observers, display=display) as log,
         TeacherDesk(recipe) as desk,

@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.interfaces import Generator, TeacherInfo, Want
+from limbeck.interfaces import Generator, TeacherInfo
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
 from limbeck.runs.folder import check_folder
 from limbeck.runs.label import holdout_want, stored_want
 from limbeck.runs.stage import Record
-from limbeck.teachers.folder import check_layers
+from limbeck.teachers.folder import check_layers, model_folder, text_config
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
     from limbeck.plugins import Registry
-    from limbeck.recipe import Recipe
-
-KNOB_POINTS = 1000  # progress values at which a schedule is tried
+    from limbeck.recipe import Bound, Recipe
 
 
 @dataclass
@@ -35,17 +33,6 @@ class Preflight:
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[Reason, Problem]] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
-
-    @contextmanager
-    def collect(self, part: str) -> Iterator[None]:
-        """Keep what is raised, once, and go on with the next check. `part` is the field of what names none."""
-        try:
-            yield
-        except LimbeckError as error:
-            for problem in error.problems or (Problem(error.message),):
-                known = [(said.file, said.message) for _, said in self.problems]
-                if (problem.file, problem.message) not in known:
-                    self.problems.append((error.reason, replace(problem, field=problem.field or part)))
 
     def refuse(self, reason: Reason, message: str, **more: Any) -> None:
         """Add a problem."""
@@ -64,7 +51,10 @@ class Preflight:
 
 
 def check(recipe: Recipe, registry: Registry, contents: Contents | None = None) -> Preflight:
-    """Check files, rows, tokenizers, vocabulary, template, capabilities, temperatures, knobs, folder, disk, memory."""
+    """Check files, rows, tokenizers, vocabulary, template, capabilities, temperatures, layers, folder, disk, memory.
+
+    What is about a field of the recipe has the file, line and column of the recipe; what is about a row has the row's.
+    """
     return _Check(recipe, registry, contents or Contents(recipe)).run()
 
 
@@ -78,28 +68,50 @@ class _Check:
         self.tokenizer: Tokenizer | None = None
         self.figures: dict[str, float] = {}
         self.chat_rows = False
+        self.gone = {str(use.resolved): use.field for use in recipe.paths if not use.resolved.exists()}
 
     def run(self) -> Preflight:
-        missing = self.recipe.missing_paths()
-        self.found.problems += [(Reason.RECIPE_INVALID, problem) for problem in missing]
-        fields = {(problem.field or "").split(".")[0] for problem in missing}
+        found, place = self.found, self.recipe.place
+        found.problems += [(Reason.RECIPE_INVALID, problem) for problem in self.recipe.missing_paths()]
         parts: list[tuple[str, Callable[[], None]]] = [
             ("output", self._folder),
-            ("plugins", self._plugins),
+            ("", self._plugins),
             ("teacher", self._teacher),
             ("student", self._tokenizer),
-            ("signals", self._capabilities),
-            ("data", self._rows),
-            ("template", self._templates),
-            ("losses", self._knobs),
-            ("student.layers", self._layers),
-            ("sizes", self._sizes),
+            ("losses", self._capabilities),
+            ("data", self._generator if self.recipe.generator else self._rows),
+            ("student", self._templates),
+            ("student", self._layers),
+            ("student", self._sizes),
         ]
         for name, part in parts:
-            if name not in fields:  # its files are missing, and that is told already
-                with self.found.collect(name):
-                    part()
-        return self.found
+            with self.collect(name):
+                part()
+        found.problems = [(reason, place(problem)) for reason, problem in found.problems]
+        found.warnings = [place(problem) for problem in found.warnings]
+        return found
+
+    @contextmanager
+    def collect(self, part: str, *, inside: bool = False) -> Iterator[None]:
+        """Keep what is raised, once, and go on with the next check. `part` is the field of what names none.
+
+        With `inside`, fields that are named are those of `part`.
+        """
+        try:
+            yield
+        except LimbeckError as error:
+            known = {(said.file, said.message) for _, said in self.found.problems}
+            for problem in error.problems or (Problem(error.message),):
+                if (problem.file, problem.message) in known or problem.file in self.gone:
+                    continue  # that a file is not there has been told
+                if problem.line is None:
+                    name = f"{part}.{problem.field}" if inside and problem.field else problem.field or part or None
+                    problem = replace(problem, field=name)
+                self.found.problems.append((error.reason, problem))
+
+    def _misses(self, field: str) -> bool:
+        """Whether a path that the plugin at `field` reads is not there, which has been told."""
+        return any(name.startswith(f"{field}.") for name in self.gone.values())
 
     def _folder(self) -> None:
         output = self.recipe.output
@@ -116,7 +128,10 @@ class _Check:
         if self.recipe.teacher is None:
             self.found.facts["teacher"] = None
             return
-        self.info = self.recipe.teacher.make().info()
+        if self._misses("teacher"):
+            return
+        with _told_as_fault(self.recipe.teacher):
+            self.info = self.recipe.teacher.make().info()
         facts = asdict(self.info)
         facts["capabilities"] = sorted(self.info.capabilities)
         self.found.facts["teacher"] = facts
@@ -125,14 +140,21 @@ class _Check:
             self.found.refuse(Reason.MODEL_INVALID, message, field="student.from", hint="name a model or a config")
 
     def _layers(self) -> None:
-        layers, count = self.recipe.student.layers, self.info.num_layers if self.info else None
-        if layers is not None and count is not None:
-            check_layers(layers, count)
-            for loss in self.recipe.losses:
-                for layer in loss.needs.student_layers:
-                    if not -1 <= layer <= len(layers):
-                        message = f"layer {layer} is not one of the student's 0 … {len(layers)}, or −1 for the last"
-                        self.found.refuse(Reason.MODEL_INVALID, message, field=f"{loss.field}.layers")
+        spec, count = self.recipe.student, self.info.num_layers if self.info else None
+        if spec.layers is not None:
+            if count is not None:
+                with self.collect("student.layers"):
+                    check_layers(spec.layers, count)
+            count = len(spec.layers)
+        elif spec.model is not None:
+            count = int(text_config(model_folder(spec.model)).num_hidden_layers)
+        elif spec.config is not None:
+            count = None if isinstance(spec.config, str) else spec.config.get("num_hidden_layers")
+        for loss in self.recipe.losses:
+            for layer in loss.needs.student_layers:
+                if count is not None and not -1 <= layer <= count:
+                    message = f"layer {layer} is not one of the student's 0 … {count}, or −1 for the last"
+                    self.found.refuse(Reason.MODEL_INVALID, message, field=f"{loss.field}.layers")
 
     def _tokenizer(self) -> None:
         folder = self.contents.tokenizer_folder
@@ -171,48 +193,65 @@ class _Check:
 
         if self.info is None:
             return
-        want = wanted(self.recipe.losses)
-        asked: list[Want | None] = [want if want.primitives() else None, holdout_want(self.recipe, self.info)]
-        stored = stored_want(self.recipe)
+        want, stored = wanted(self.recipe.losses), stored_want(self.recipe)
         self.found.facts["signals"] = {
             "source": self.recipe.signals.source,
             "want": None if not want.primitives() else asdict(want),
             "stored": None if stored is None else asdict(stored),
         }
-        for question in asked:
-            if question is not None:
-                with self.found.collect("losses"):
-                    check_score(self.info, [], question)
+        for loss in self.recipe.losses:
+            if (asked := wanted([loss])).primitives():
+                with self.collect(loss.field, inside=True):
+                    check_score(self.info, [], asked)
+        if (held := holdout_want(self.recipe, self.info)) is not None:
+            with self.collect("data.holdout"):
+                check_score(self.info, [], held)
         if self.recipe.data.max_length + 1 > self.info.max_length:
             message = f"max_length is {self.recipe.data.max_length}, the teacher reads at most {self.info.max_length}"
             hint = f"set it to {self.info.max_length - 1} or less"
             self.found.warnings.append(Problem(message, field="data.max_length", hint=hint))
 
+    def _generator(self) -> None:
+        bound = self.recipe.generator
+        assert bound is not None
+        can = self.info is None or "generate" in self.info.capabilities
+        if self._misses(bound.field):
+            return
+        with _told_as_fault(bound):
+            generator: Generator = bound.make()
+            if generator.needs_teacher and self.recipe.teacher is None:
+                self.found.refuse(
+                    Reason.CAPABILITY_MISSING, "this generator needs a teacher", field=bound.field, hint="add teacher:"
+                )
+            elif generator.needs_teacher and self.info is not None and not can:
+                message = f"teacher {self.info.name} cannot write text"
+                self.found.refuse(Reason.CAPABILITY_MISSING, message, field=bound.field)
+            files = [Path(name) for name in generator.inputs() if name.endswith(".jsonl")]
+            with self.collect(bound.field):
+                count = generator.count()
+                self.found.facts["data"] = {"generator": bound.name, "samples": count}
+                if count is not None:
+                    self._held_out(count)
+        self._prompts(files)
+
     def _rows(self) -> None:
         from limbeck.data import prepare, read_rows
 
-        recipe = self.recipe
-        if recipe.generator is not None:
-            generator: Generator = recipe.generator.make()
-            count = generator.count()
-            self.found.facts["data"] = {"generator": recipe.generator.name, "samples": count}
-            if generator.needs_teacher and self.info is None:
-                hint = "add teacher:"
-                self.found.refuse(
-                    Reason.CAPABILITY_MISSING, "this generator needs a teacher", field=recipe.generator.field, hint=hint
-                )
-            elif generator.needs_teacher and self.info is not None and "generate" not in self.info.capabilities:
-                message = f"teacher {self.info.name} cannot write text"
-                self.found.refuse(Reason.CAPABILITY_MISSING, message, field=recipe.generator.field)
-            self._prompts([Path(name) for name in generator.inputs() if name.endswith(".jsonl")])
-            return
-        rows, problems = read_rows(row_files(recipe))
+        recipe, spec = self.recipe, self.recipe.data
+        files = row_files(recipe)
+        there = [path for path in files if str(path) not in self.gone]
+        rows, problems = read_rows(there)
         self.chat_rows = any("messages" in row.value for row in rows)
-        self.found.facts["data"] = {"files": [str(path) for path in row_files(recipe)], "rows": len(rows)}
-        if self.tokenizer is None:
+        self.found.facts["data"] = {"files": [str(path) for path in files], "rows": len(rows)}
+        if there == files:
+            lines = {(problem.file, problem.line) for problem in problems if problem.line}
+            self._held_out(len(rows) + len(lines))
+        else:  # a file is missing: what the others hold can be told, not whether it is enough
+            spec = spec.model_copy(update={"holdout": 0})
+        if self.tokenizer is None or not there:
             self.found.problems += [(Reason.DATA_INVALID, problem) for problem in problems]
             return
-        prepared = prepare(rows, problems, self.tokenizer, recipe.data)
+        prepared = prepare(rows, problems, self.tokenizer, spec)
         self.figures = dict(prepared.figures)
         self.found.facts["data"] |= prepared.figures
         self.found.warnings += [*prepared.bad, *prepared.notes]
@@ -225,6 +264,13 @@ class _Check:
             message = f"the longest sequence has {longest} tokens, the teacher reads at most {self.info.max_length}"
             hint = f"set data.max_length to {self.info.max_length - 1} or less"
             self.found.refuse(Reason.DATA_INVALID, message, field="data.max_length", hint=hint)
+
+    def _held_out(self, rows: int) -> None:
+        """Refuse a number of held-out rows that leaves none to train on."""
+        holdout = self.recipe.data.holdout
+        if 1 <= holdout >= rows > 0:
+            message = f"{holdout} rows are to be held out, but there are only {rows}: none is left to train on"
+            self.found.refuse(Reason.DATA_INVALID, message, field="data.holdout", hint=f"allowed is up to {rows - 1}")
 
     def _prompts(self, files: list[Path]) -> None:
         """Encode what a generator will ask, so that no answer is paid for that could not be trained."""
@@ -244,7 +290,7 @@ class _Check:
                     message = "a prompt of chat messages, but the tokenizer has no chat template"
                     self.found.refuse(Reason.DATA_INVALID, message, hint=hint, **place)
                     return
-            with self.found.collect("data"):
+            with self.collect("data"):
                 length = len(self.tokenizer.encode_prompt(prompt))
                 if length >= own:
                     message = f"the prompt has {length} tokens, data.max_length is {self.recipe.data.max_length}"
@@ -267,19 +313,6 @@ class _Check:
             else:
                 self.found.warnings.append(problem)
 
-    def _knobs(self) -> None:
-        """Try every schedule over the whole progress: a knob out of its range must not stop a run half-way."""
-        for loss in self.recipe.losses:
-            for name, knob in loss.knobs.items():
-                if isinstance(knob, int | float):
-                    continue
-                with self.found.collect(f"{loss.field}.{name}"):
-                    scheduler = knob.make()
-                    values = scheduler.values()
-                    points = [] if values is not None else [i / KNOB_POINTS for i in range(KNOB_POINTS + 1)]
-                    for value in values if values is not None else (scheduler.value(p, {}) for p in points):
-                        loss.check_knob(name, value)
-
     def _sizes(self) -> None:
         sizes: Sizes = read_sizes(self.contents)
         parameters = {"student": sizes.student, "teacher": self.info.parameters if self.info else None}
@@ -293,7 +326,20 @@ class _Check:
         if need > free:
             message = f"the run needs about {need:,} bytes of disk, {free:,} are free"
             hint = "free some space, or give `output` on another disk; a run that fills the disk can go on later"
-            self.found.warnings.append(Problem(message, file=str(self.recipe.output), field="output", hint=hint))
+            self.found.warnings.append(Problem(message, field="output", hint=hint))
+
+
+@contextmanager
+def _told_as_fault(bound: Bound) -> Iterator[None]:
+    """What a plugin raises that is no error of Limbeck's becomes PLUGIN_INVALID with its distribution."""
+    try:
+        yield
+    except (LimbeckError, ModuleNotFoundError):  # the latter tells of an extra that is not installed
+        raise
+    except Exception as error:
+        owner = f"{bound.entry.distribution} {bound.entry.version}"
+        message = f"{bound.name!r} ({owner}) raised {type(error).__name__}: {error}"
+        raise LimbeckError(Reason.PLUGIN_INVALID, problems=[Problem(message, field=bound.field)]) from error
 
 
 def _names() -> tuple[str, ...]:

@@ -109,12 +109,24 @@ def _remembered_sha256(file: Path) -> str:
 
 def parameters(folder: Path) -> int:
     """Numbers stored in the weights (tied ones once), from the headers of the files."""
-    total = 0
+    return sum(math.prod(shape) for shape in shapes(folder).values())
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor of the weights, by name, from the headers of the files. Raises MODEL_INVALID."""
+    found: dict[str, list[int]] = {}
     for path in weight_files(folder):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError(f"its header would be {length:,} bytes long")
+                header = json.loads(file.read(length))
+            found |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            hint = "it may be cut off, or a pointer of Git LFS: fetch it again"
+            raise _invalid(str(path), f"is no safetensors file: {error}", hint) from error
+    return found
 
 
 def check_layers(layers: Sequence[int], count: int) -> None:

@@ -47,19 +47,22 @@ def _faults_of_want(info: TeacherInfo, want: Want) -> list[Problem]:
     if not want.primitives():
         problems.append(Problem("nothing is asked of the teacher"))
     if want.top_k < 0 or want.top_k > info.vocab_size:
-        problems.append(Problem(f"top_k is {want.top_k}, allowed is up to the vocabulary's {info.vocab_size:,}"))
+        problems.append(
+            Problem(f"top_k is {want.top_k}, allowed is up to the vocabulary's {info.vocab_size:,}", field="top_k")
+        )
     if want.samples < 0:
         problems.append(Problem(f"samples is {want.samples}, allowed is 0 or more"))
     for temperature in want.temperatures:
         if not (temperature > 0 and math.isfinite(temperature)):
-            problems.append(Problem(f"temperature {temperature} is not a finite number above 0"))
+            problems.append(Problem(f"temperature {temperature} is not a finite number above 0", field="temperature"))
         elif info.temperatures is not None and temperature not in info.temperatures:
             allowed = ", ".join(map(str, info.temperatures))
-            problems.append(Problem(f"teacher {info.name} cannot give temperature {temperature}; it gives {allowed}"))
+            text = f"teacher {info.name} cannot give temperature {temperature}; it gives {allowed}"
+            problems.append(Problem(text, field="temperature"))
     layers = info.num_layers
     if layers is not None:
         problems += [
-            Problem(f"layer {layer} is not one of the teacher's 0 … {layers}, or −1 for the last")
+            Problem(f"layer {layer} is not one of the teacher's 0 … {layers}, or −1 for the last", field="layers")
             for layer in want.layers
             if not -1 <= layer <= layers
         ]

@@ -42,38 +42,69 @@ class Reason(StrEnum):
     LOSS_NOT_FINITE = "LOSS_NOT_FINITE"
     KNOB_INVALID = "KNOB_INVALID"
     DISK_FULL = "DISK_FULL"
+    SERVER_INVALID = "SERVER_INVALID"
+    REQUEST_INVALID = "REQUEST_INVALID"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    TEACHER_UNKNOWN = "TEACHER_UNKNOWN"
+    TEACHER_MISMATCH = "TEACHER_MISMATCH"
+    TEACHER_UNAVAILABLE = "TEACHER_UNAVAILABLE"
+    DATASET_UNKNOWN = "DATASET_UNKNOWN"
+    CURSOR_INVALID = "CURSOR_INVALID"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    SERVER_UNAVAILABLE = "SERVER_UNAVAILABLE"
+    PEER_SILENT = "PEER_SILENT"
+    INTERNAL = "INTERNAL"
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What the catalogue says of one reason."""
+    """What the catalogue says of one reason. `status`: gRPC's code for a call that ends with it."""
 
     exit_code: int
     text: str
+    status: str
 
 
 CATALOGUE: dict[Reason, Spec] = {
-    Reason.RECIPE_INVALID: Spec(EXIT_INVALID, "The recipe is not valid."),
-    Reason.DATA_INVALID: Spec(EXIT_INVALID, "Rows of the data are not valid."),
-    Reason.NOTHING_TO_TRAIN: Spec(EXIT_INVALID, "No token is left to train on."),
-    Reason.PLUGIN_UNKNOWN: Spec(EXIT_INVALID, "A plugin of this name is not installed."),
-    Reason.PLUGIN_INVALID: Spec(EXIT_INVALID, "A plugin breaks the rules of its hook."),
-    Reason.EXTRA_MISSING: Spec(EXIT_INVALID, "A part of Limbeck that is needed here is not installed."),
-    Reason.MODEL_INVALID: Spec(EXIT_INVALID, "A model cannot be used here."),
-    Reason.TOKENIZER_MISMATCH: Spec(EXIT_INVALID, "Teacher and student do not share a tokenizer."),
-    Reason.CAPABILITY_MISSING: Spec(EXIT_INVALID, "The teacher cannot give what a loss needs."),
-    Reason.SIGNAL_INVALID: Spec(EXIT_FAILED, "A teacher's signal is not valid."),
-    Reason.STORE_DAMAGED: Spec(EXIT_STATE, "A stored file is damaged."),
-    Reason.LOG_DAMAGED: Spec(EXIT_STATE, "An append-only log is damaged before its last line."),
-    Reason.FOLDER_NOT_OURS: Spec(EXIT_STATE, "The output folder holds something else."),
-    Reason.RUN_LOCKED: Spec(EXIT_STATE, "Another process works on this run."),
-    Reason.RESUME_REFUSED: Spec(EXIT_STATE, "The run cannot be resumed as it is."),
-    Reason.GENERATION_FAILED: Spec(EXIT_FAILED, "The generator gave too few usable rows."),
-    Reason.SCORING_FAILED: Spec(EXIT_FAILED, "The teacher could not score."),
-    Reason.SELF_CHECK_FAILED: Spec(EXIT_FAILED, "A self-check of the model's numbers failed."),
-    Reason.LOSS_NOT_FINITE: Spec(EXIT_FAILED, "A loss is not finite."),
-    Reason.KNOB_INVALID: Spec(EXIT_FAILED, "A knob left its allowed range."),
-    Reason.DISK_FULL: Spec(EXIT_FAILED, "The disk is full."),
+    Reason.RECIPE_INVALID: Spec(EXIT_INVALID, "The recipe is not valid.", "INVALID_ARGUMENT"),
+    Reason.DATA_INVALID: Spec(EXIT_INVALID, "Rows of the data are not valid.", "INVALID_ARGUMENT"),
+    Reason.NOTHING_TO_TRAIN: Spec(EXIT_INVALID, "No token is left to train on.", "INVALID_ARGUMENT"),
+    Reason.PLUGIN_UNKNOWN: Spec(EXIT_INVALID, "A plugin of this name is not installed.", "INVALID_ARGUMENT"),
+    Reason.PLUGIN_INVALID: Spec(EXIT_INVALID, "A plugin breaks the rules of its hook.", "FAILED_PRECONDITION"),
+    Reason.EXTRA_MISSING: Spec(
+        EXIT_INVALID, "A part of Limbeck that is needed here is not installed.", "FAILED_PRECONDITION"
+    ),
+    Reason.MODEL_INVALID: Spec(EXIT_INVALID, "A model cannot be used here.", "FAILED_PRECONDITION"),
+    Reason.TOKENIZER_MISMATCH: Spec(
+        EXIT_INVALID, "Teacher and student do not share a tokenizer.", "FAILED_PRECONDITION"
+    ),
+    Reason.CAPABILITY_MISSING: Spec(EXIT_INVALID, "The teacher cannot give what a loss needs.", "FAILED_PRECONDITION"),
+    Reason.SIGNAL_INVALID: Spec(EXIT_FAILED, "A teacher's signal is not valid.", "INTERNAL"),
+    Reason.STORE_DAMAGED: Spec(EXIT_STATE, "A stored file is damaged.", "DATA_LOSS"),
+    Reason.LOG_DAMAGED: Spec(EXIT_STATE, "An append-only log is damaged before its last line.", "DATA_LOSS"),
+    Reason.FOLDER_NOT_OURS: Spec(EXIT_STATE, "The output folder holds something else.", "FAILED_PRECONDITION"),
+    Reason.RUN_LOCKED: Spec(EXIT_STATE, "Another process works on this run.", "FAILED_PRECONDITION"),
+    Reason.RESUME_REFUSED: Spec(EXIT_STATE, "The run cannot be resumed as it is.", "FAILED_PRECONDITION"),
+    Reason.GENERATION_FAILED: Spec(EXIT_FAILED, "The generator gave too few usable rows.", "INTERNAL"),
+    Reason.SCORING_FAILED: Spec(EXIT_FAILED, "The teacher could not score.", "INTERNAL"),
+    Reason.SELF_CHECK_FAILED: Spec(EXIT_FAILED, "A self-check of the model's numbers failed.", "INTERNAL"),
+    Reason.LOSS_NOT_FINITE: Spec(EXIT_FAILED, "A loss is not finite.", "INTERNAL"),
+    Reason.KNOB_INVALID: Spec(EXIT_FAILED, "A knob left its allowed range.", "OUT_OF_RANGE"),
+    Reason.DISK_FULL: Spec(EXIT_FAILED, "The disk is full.", "RESOURCE_EXHAUSTED"),
+    Reason.SERVER_INVALID: Spec(EXIT_INVALID, "The server cannot be started like this.", "INVALID_ARGUMENT"),
+    Reason.REQUEST_INVALID: Spec(EXIT_INVALID, "The request is not valid.", "INVALID_ARGUMENT"),
+    Reason.UNAUTHENTICATED: Spec(EXIT_INVALID, "The server wants a token that it knows.", "UNAUTHENTICATED"),
+    Reason.PERMISSION_DENIED: Spec(EXIT_INVALID, "The token's role does not allow this.", "PERMISSION_DENIED"),
+    Reason.TEACHER_UNKNOWN: Spec(EXIT_INVALID, "The server has no teacher of this name.", "NOT_FOUND"),
+    Reason.TEACHER_MISMATCH: Spec(EXIT_INVALID, "The teacher is not the one that was expected.", "FAILED_PRECONDITION"),
+    Reason.TEACHER_UNAVAILABLE: Spec(EXIT_FAILED, "The teacher's worker is not running.", "UNAVAILABLE"),
+    Reason.DATASET_UNKNOWN: Spec(EXIT_INVALID, "The server has no signals of this name.", "NOT_FOUND"),
+    Reason.CURSOR_INVALID: Spec(EXIT_INVALID, "The position is outside of the dataset.", "OUT_OF_RANGE"),
+    Reason.QUOTA_EXCEEDED: Spec(EXIT_FAILED, "The client has too much under way.", "RESOURCE_EXHAUSTED"),
+    Reason.SERVER_UNAVAILABLE: Spec(EXIT_FAILED, "The server cannot be reached.", "UNAVAILABLE"),
+    Reason.PEER_SILENT: Spec(EXIT_FAILED, "Nothing was heard from the other side for too long.", "DEADLINE_EXCEEDED"),
+    Reason.INTERNAL: Spec(EXIT_FAILED, "Something went wrong inside of the server; its log says more.", "INTERNAL"),
 }
 
 

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from limbeck.errors import LimbeckError, Problem, Reason
-
-# Names of the families' own factors, all between the projection and the soft-cap. HyperCLOVA X multiplies by what
-# Granite divides by.
-_MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
-_DIVISORS = ("logits_scaling",)
-_MULTIPLYING_FAMILIES = ("hyperclovax",)
-_SOFT_CAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+from limbeck.signals.head import head_transform
 
 
 @dataclass(frozen=True)
@@ -54,14 +48,7 @@ class Head:
             raise _unusable("its output head is sharded (a DTensor) where the loss reads it", hint)
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        scale = 1.0
-        for name in _MULTIPLIERS:
-            scale *= getattr(config, name, None) or 1.0
-        for name in _DIVISORS:
-            factor = getattr(config, name, None) or 1.0
-            scale = scale * factor if config.model_type in _MULTIPLYING_FAMILIES else scale / factor
-        caps = (getattr(config, name, None) for name in _SOFT_CAPS)
-        return cls(module.weight, module.bias, scale, next((cap for cap in caps if cap), None))
+        return cls(module.weight, module.bias, *head_transform(config))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., v] of hidden states [..., d], fp32 or wider. Differentiable, and as large as it looks."""

@@ -92,6 +92,63 @@ def test_the_verdict_never_flatters(
     assert says in verdict.text
 
 
+@pytest.mark.parametrize(
+    ("kl", "rival", "says", "change"),
+    [
+        (1.0, 2.0, "2.00 (50 % lower, twin)", -0.5),
+        (0.4, 1e-7, "1.00e−07 (0.40 nats higher, twin)", None),
+        (0.4, 0.0, "0 (0.40 nats higher, twin)", None),
+        (5e-4, 9e-4, "0.0009 (0.0004 nats lower, twin)", None),
+        (9.0, 0.002, "0.002 (more than 10 times as high, twin)", 4499.0),
+        (0.001, 9.0, "9.00 (over 99 % lower, twin)", -0.99988888),
+        (2.0, math.inf, "∞ (no ratio, twin)", None),
+    ],
+)
+def test_a_change_against_next_to_nothing_is_no_absurd_percentage(
+    kl: float, rival: float, says: str, change: float | None
+) -> None:
+    models = {"teacher": figures(0.0, 1.0), "student": figures(kl, 0.5), "twin": figures(rival, 0.4)}
+    verdict = judge(models)  # type: ignore[arg-type]
+    assert verdict.against["twin"].forward_kl_change == pytest.approx(change)
+    if math.isfinite(rival):
+        assert f"{says}, and its likeliest" in verdict.text
+
+
+def preferring(accuracy: float | None, margin: float | None, kl: float = 0.0) -> ModelFigures:
+    return ModelFigures(forward_kl=kl, top1_agreement=0.9, preference_accuracy=accuracy, preference_margin=margin)
+
+
+@pytest.mark.parametrize(
+    ("student", "outcome"),
+    [
+        ((0.9, 2.0), "better"),
+        ((0.5, 0.1), "better"),  # as often, by more
+        ((0.9, -0.1), "mixed"),
+        ((0.4, 1.0), "mixed"),
+        ((0.4, -1.0), "worse"),
+        ((0.5, 0.0), "worse"),
+        ((0.9, math.nan), "unknown"),
+        ((None, None), "unknown"),
+    ],
+)
+def test_what_is_trained_on_preferences_is_judged_by_them_not_by_its_distance(
+    student: tuple[float | None, float | None], outcome: str
+) -> None:
+    models = {"teacher": preferring(0.5, 0.0), "untrained": preferring(0.5, 0.0), "student": preferring(*student, 3.0)}
+    assert judge(models, "preferences").outcome == outcome  # type: ignore[arg-type]
+    assert judge(models, "teacher").outcome != "better"  # type: ignore[arg-type]
+
+
+def test_a_student_of_the_teacher_tells_its_preferences_too() -> None:
+    models = {"teacher": preferring(0.5, 0.0), "untrained": preferring(0.25, -1.5, 2.0)}
+    models["student"] = preferring(0.75, 2.5, 1.0)
+    text = judge(models).text  # type: ignore[arg-type]
+    assert text.endswith(
+        "Of the held-out preference pairs, it favours the chosen text in 75.0 % against 25.0 % (untrained), by "
+        "a mean margin of 2.50 nats against −1.50 (untrained)."
+    )
+
+
 def test_without_a_teacher_the_perplexities_are_told() -> None:
     models = {"student": ModelFigures(perplexity=20.0), "untrained": ModelFigures(perplexity=90.0)}
     verdict = judge(models)  # type: ignore[arg-type]

@@ -115,17 +115,14 @@ def _summary(folder: Path) -> None:
 
 def table(models: Any) -> list[str]:
     """The comparison as aligned text, one line a model."""
-    from limbeck.report import numbers
+    from limbeck.report.columns import columns
 
-    head = ["", "parameters", "bytes", "tokens/s", "perplexity", "KL to teacher", "top-1"]
-    rows = [head]
+    shown = columns(models.values())
+    rows = [["", *(column.brief for column in shown)]]
     for name in ("teacher", "untrained", "twin", "student"):
-        model = models.get(name)
-        if model is not None:
-            cells = [numbers.count(model.parameters), numbers.size(model.bytes), numbers.short(model.tokens_per_second)]
-            cells += [numbers.short(model.perplexity), numbers.short(model.forward_kl)]
-            rows.append([name, *cells, numbers.percent(model.top1_agreement)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        if name in models:
+            rows.append([name, *(column.form(column.value(models[name])) for column in shown)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.recipe.resolved import load_yaml
-from limbeck.report import numbers
+from limbeck.report.columns import columns
 from limbeck.report.evaluation import Evaluation, Speaker
 from limbeck.report.figures import read_evaluation
 
@@ -65,27 +65,19 @@ def _origin(source: str, recipe: dict[str, Any], run: dict[str, Any]) -> str:
 
 
 def _table(evaluation: Evaluation) -> list[str]:
-    held = evaluation.holdout
+    held, shown = evaluation.holdout, columns(evaluation.models.values())
     lines = [
         "## Figures",
         "",
         f"On {held.rows:,} held-out rows, {held.tokens:,} trained tokens, weighted by tokens.",
         "",
-        "| model | parameters | bytes of weights | tokens a second | perplexity | KL to teacher | top-1 agreement |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| Model | {' | '.join(column.title for column in shown)} |",
+        f"|---|{'---:|' * len(shown)}",
     ]
     for name, label in _ORDER.items():
         model = evaluation.models.get(name)
         if model is not None:
-            cells = [
-                label,
-                numbers.count(model.parameters),
-                numbers.size(model.bytes),
-                numbers.short(model.tokens_per_second),
-                numbers.short(model.perplexity),
-                numbers.short(model.forward_kl),
-                numbers.percent(model.top1_agreement),
-            ]
+            cells = [label, *(column.form(column.value(model)) for column in shown)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Speaker = Literal["teacher", "untrained", "twin", "student"]
+Aim = Literal["teacher", "preferences"]
 
 
 class Part(BaseModel):
@@ -16,7 +17,7 @@ class Part(BaseModel):
 
 
 class ModelFigures(Part):
-    """One model on the held-out rows, every figure weighted by tokens; null where a figure does not apply."""
+    """One model on the held-out rows, figures weighted by tokens but those of pairs; null where one does not apply."""
 
     parameters: int | None = None
     bytes: int | None = Field(None, description="Bytes of its weights as stored.")
@@ -29,6 +30,14 @@ class ModelFigures(Part):
         "outcome: at most the KL over the whole vocabulary.",
     )
     top1_agreement: float | None = Field(None, description="Fraction of tokens with the teacher's likeliest next id.")
+    preference_accuracy: float | None = Field(
+        None,
+        description="Fraction of preference pairs whose chosen text has the larger log-ratio of model to reference "
+        "(the teacher); a tie counts half. Null without pairs.",
+    )
+    preference_margin: float | None = Field(
+        None, description="Mean over the pairs of the chosen text's log-ratio less the rejected one's, in nats."
+    )
 
 
 class Sample(Part):
@@ -47,6 +56,7 @@ class Holdout(Part):
 
     rows: int
     tokens: int
+    pairs: int = Field(0, description="Preference pairs among the rows.")
 
 
 class Evaluation(Part):
@@ -54,5 +64,10 @@ class Evaluation(Part):
 
     models: dict[Speaker, ModelFigures]
     holdout: Holdout
+    aim: Aim = Field(
+        "teacher",
+        description="What the student is judged by: closeness to the teacher, or preferences, for losses to which the "
+        "teacher is but the reference to move away from.",
+    )
     samples: list[Sample] = Field(default_factory=list)
     sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling in force for the samples.")

@@ -38,7 +38,7 @@ def read_figures(run_folder: Path) -> Report:
     evaluation = read_evaluation(run_folder)
     return Report(
         title=run_folder.resolve().name,
-        verdict=judge(evaluation.models if evaluation else {}),
+        verdict=judge(evaluation.models, evaluation.aim) if evaluation else judge({}),
         evaluation=evaluation,
         history=read_history(run_folder / "events.jsonl"),
         run=json.loads((run_folder / "run.json").read_bytes()),

@@ -14,6 +14,7 @@ from limbeck.recipe.resolved import dump_yaml
 from limbeck.report import numbers
 from limbeck.report.bars import bar_chart
 from limbeck.report.chart import Curve, line_chart
+from limbeck.report.columns import columns
 from limbeck.report.evaluation import ModelFigures, Speaker
 from limbeck.report.figures import Report, read_figures
 
@@ -23,6 +24,7 @@ SPEAKERS: dict[Speaker, str] = {
     "twin": "Twin, trained without signals",
     "student": "Student",
 }
+_LEARNERS: tuple[Speaker, ...] = ("untrained", "twin", "student")
 STAGES = {"train": "student", "twin": "twin"}  # stage of the events to class of its curve
 _UNITS = {
     "loss": "weighted sum, nats",
@@ -64,6 +66,7 @@ def render(report: Report) -> str:
         speakers=SPEAKERS,
         style=style,
         rows=_rows(report),
+        columns=columns(report.evaluation.models.values()) if report.evaluation else [],
         bars=_bars(report),
         groups=_chart_groups(report),
         samples=_samples(report),
@@ -86,57 +89,40 @@ def _figure(value: float, name: str) -> str:
 def _rows(report: Report) -> list[dict[str, Any]]:
     """The comparison table: for each model its cells (text, note, best)."""
     models = report.evaluation.models if report.evaluation else {}
+    learners = {name: models[name] for name in _LEARNERS if name in models}
     teacher = models.get("teacher", ModelFigures())
-    learners = [name for name in ("untrained", "twin", "student") if name in models]
-    best = {
-        "perplexity": min((m for n in learners if (m := models[n].perplexity) is not None), default=None),
-        "forward_kl": min((m for n in learners if (m := models[n].forward_kl) is not None), default=None),
-        "top1_agreement": max((m for n in learners if (m := models[n].top1_agreement) is not None), default=None),
-    }
     rows = []
     for name in (name for name in SPEAKERS if name in models):
-        model = models[name]
-        is_learner = name != "teacher"
-
-        def share(field: str, model: ModelFigures = model, show: bool = is_learner) -> str:
-            mine, whole = getattr(model, field), getattr(teacher, field)
-            return f"{numbers.short(mine / whole, 2)}×" if show and mine is not None and whole else ""
-
-        def leads(field: str, model: ModelFigures = model, show: bool = is_learner) -> bool:
-            return show and len(learners) > 1 and best[field] is not None and getattr(model, field) == best[field]
-
-        rows.append(
-            {
-                "name": name,
-                "cells": [
-                    (numbers.count(model.parameters), share("parameters"), False),
-                    (numbers.size(model.bytes), share("bytes"), False),
-                    (numbers.short(model.tokens_per_second), share("tokens_per_second"), False),
-                    (numbers.short(model.perplexity), "", leads("perplexity")),
-                    (numbers.short(model.forward_kl), "", leads("forward_kl")),
-                    (numbers.percent(model.top1_agreement), "", leads("top1_agreement")),
-                ],
-            }
-        )
+        cells = []
+        for column in columns(models.values()):
+            mine, whole = column.value(models[name]), column.value(teacher)
+            learns = name in learners
+            share = mine / whole if learns and column.better is None and mine is not None and whole else None
+            leads = learns and len(learners) > 1 and mine is not None and mine == column.best(learners.values())
+            cells.append((column.form(mine), "" if share is None else f"{numbers.short(share, 2)}×", leads))
+        rows.append({"name": name, "cells": cells})
     return rows
 
 
 def _bars(report: Report) -> list[tuple[str, Markup]]:
-    models = report.evaluation.models if report.evaluation else {}
-    learners = [name for name in ("untrained", "twin", "student") if name in models]
+    """What the student is judged by, and preferences where there are any."""
+    if report.evaluation is None:
+        return []
+    models = report.evaluation.models
+    fields = {
+        "forward_kl": ("KL(teacher ‖ model), nats a token: lower is better", numbers.short),
+        "top1_agreement": ("Likeliest next token is the teacher's: higher is better", numbers.percent),
+        "preference_accuracy": ("Chosen text favoured, of the pairs: higher is better", numbers.percent),
+        "preference_margin": ("Margin of the chosen text, nats: higher is better", numbers.short),
+    }
+    if report.evaluation.aim == "preferences":
+        fields = {name: value for name, value in fields.items() if name.startswith("preference")}
     charts = []
-    for field, title, form in (
-        (
-            "forward_kl",
-            "KL(teacher ‖ model), nats a token: lower is better",
-            numbers.short,
-        ),
-        ("top1_agreement", "Likeliest next token is the teacher's: higher is better", numbers.percent),
-    ):
+    for field, (title, form) in fields.items():
         bars = [
             (SPEAKERS[name].split(",")[0], name, value, form(value))
-            for name in learners
-            if (value := getattr(models[name], field)) is not None
+            for name in _LEARNERS
+            if name in models and (value := getattr(models[name], field)) is not None
         ]
         if bars:
             charts.append((title, bar_chart(f"bars-{field}", title, bars)))

@@ -18,7 +18,8 @@ from limbeck.runs.train import first_student
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
-    from limbeck.report.evaluation import ModelFigures
+    from limbeck.recipe import BoundLoss
+    from limbeck.report.evaluation import Aim, ModelFigures
     from limbeck.signals import SignalStore
 
 EVALUATION = "evaluation/evaluation.json"
@@ -27,7 +28,7 @@ EVALUATION = "evaluation/evaluation.json"
 class Evaluate:
     """Measures each model and writes its part, so that a killed evaluation goes on with the next model."""
 
-    name, version = "evaluate", 1
+    name, version = "evaluate", 2
     outputs: tuple[str, ...] = ("evaluation",)
     work: tuple[str, ...] = ()
     after: tuple[str, ...] = ("prepare", "label", "train", "twin")
@@ -57,7 +58,8 @@ class Evaluate:
                 parts[name] = json.loads(file.read_text("utf-8"))
         evaluation = Evaluation(
             models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},
-            holdout=Holdout(rows=len(sequences), tokens=tokens),
+            holdout=Holdout(rows=len(sequences), tokens=tokens, pairs=len({s.pair for s in sequences if s.pair >= 0})),
+            aim=_aim(run.recipe.losses),
             samples=[
                 Sample(
                     prompt=tokenizer.decode(prompt.ids[: prompt.first_row + 1]),
@@ -70,7 +72,7 @@ class Evaluate:
         )
         write_atomic(run.path / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
         student = evaluation.models["student"].model_dump()
-        named = ("perplexity", "forward_kl", "top1_agreement")
+        named = ("perplexity", "forward_kl", "top1_agreement", "preference_accuracy", "preference_margin")
         return {"rows": len(sequences), "tokens": tokens} | {k: student[k] for k in named if student[k] is not None}
 
 
@@ -89,6 +91,12 @@ def _speakers(run: Run) -> dict[str, Measure]:
         found["twin"] = lambda run, *rest: _model(run, _load(run, run.path / "twin"), *rest)
     found["student"] = lambda run, *rest: _model(run, _load(run, run.path / "student"), *rest)
     return found
+
+
+def _aim(losses: Sequence[BoundLoss]) -> Aim:
+    """Preferences, where a loss is on pairs and none asks the student to be like the teacher."""
+    like = any(loss.needs.primitive != "none" and not loss.needs.pairs for loss in losses)
+    return "preferences" if any(loss.needs.pairs for loss in losses) and not like else "teacher"
 
 
 def _part(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import asdict
@@ -13,17 +12,15 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, Want
 from limbeck.runs.contents import Contents
 from limbeck.runs.prepare import HOLDOUT, TRAIN
-from limbeck.runs.stage import Figures, Run
+from limbeck.runs.stage import Figures, Record, Run
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
     from limbeck.recipe import Recipe
     from limbeck.signals import Signal, SignalHeader, SignalStore, SignalWriter
 
-ASK_TOKENS = 16_384  # tokens asked for at once: enough for full batches, few enough that a stop is near
-COMMIT_SECONDS = 20.0  # what a kill may cost
-COMMIT_TOKENS = 100_000  # about 32 MiB at 64 ids
-UNBOUNDED = 1 << 62  # shards end where groups end, so the writer must not end one by itself
+ASK_TOKENS = 16_384  # tokens of a group, asked for at once: enough for full batches, few enough that a stop is near
+UNBOUNDED = 1 << 62  # a shard is a group, so the writer must not end one by itself
 EVALUATION_TOP_K = 64  # at least: a recipe with a small top_k must not be judged on a small support
 
 
@@ -38,17 +35,21 @@ def stored_want(recipe: Recipe) -> Want | None:
 
 
 def holdout_want(recipe: Recipe, info: TeacherInfo) -> Want | None:
-    """What the evaluation needs of the held-out rows: a support at temperature 1 and the target."""
+    """What the evaluation needs of the held-out rows: a support at temperature 1 and the target, as far as there."""
     from limbeck.recipe import wanted
 
-    if "top_k" not in info.capabilities or not recipe.data.holdout:
+    if info.capabilities.isdisjoint({"top_k", "target"}) or not recipe.data.holdout:
         return None
-    top_k = max(wanted(recipe.losses).top_k, min(EVALUATION_TOP_K, info.vocab_size))
+    most = max(wanted(recipe.losses).top_k, min(EVALUATION_TOP_K, info.vocab_size))
+    top_k = most if "top_k" in info.capabilities else 0
     return Want(top_k=top_k, temperatures=(1.0,), target="target" in info.capabilities)
 
 
 class Label:
-    """Scores the rows that are not stored yet; commits every few seconds, so that a kill costs no more."""
+    """Scores the rows that are not stored yet, group by group, each a shard: a kill costs the group at work.
+
+    Groups and shards follow from the rows alone, so that whatever is scored again gives the same bytes.
+    """
 
     name, version = "label", 1
     outputs: tuple[str, ...] = ("signals",)
@@ -58,6 +59,17 @@ class Label:
     def inputs(self, contents: Contents) -> Mapping[str, Any]:
         want = stored_want(contents.recipe)
         return {"teacher": contents.teacher, "want": None if want is None else asdict(want)}
+
+    def whole(self, folder: Path) -> bool:
+        """See :class:`limbeck.runs.stage.Sealed`."""
+        from limbeck.signals import SignalStore
+
+        try:
+            stores = [SignalStore(header.parent) for header in sorted((folder / "signals").glob("*/header.json"))]
+        except LimbeckError:
+            return False
+        size = sum(store.bytes for store in stores)
+        return size == Record(folder, self.name).figures.get("bytes") and not any(store.verify() for store in stores)
 
     def run(self, run: Run) -> Figures:
         from limbeck.data import read_sequences
@@ -149,17 +161,12 @@ def _score(
                     break
         return found
 
-    committed, pending = time.monotonic(), 0
     for group in _groups(sequence for sequence in sequences if sequence.index not in writer.done):
         found = run.desk.ask(ask(group))
-        if run.stop() is None:
+        if run.stop() is None or len(found) == len(group):
             _add(writer, group, found)
-            pending += sum(sequence.n for sequence in group)
-        if run.stop() is not None or time.monotonic() - committed >= COMMIT_SECONDS or pending >= COMMIT_TOKENS:
             writer.commit()
-            committed, pending = time.monotonic(), 0
-            run.check_stop()
-    writer.commit()
+        run.check_stop()
 
 
 def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[int, Signal]) -> None:
@@ -173,7 +180,7 @@ def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[in
 
 
 def _groups(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    """What is asked at once. Since whole groups are stored, a resumed run asks the same groups."""
+    """What is asked at once and stored as one shard. A resumed run, or one with a damaged shard, asks the same groups."""
     group: list[TokenSequence] = []
     tokens = 0
     for sequence in sequences:

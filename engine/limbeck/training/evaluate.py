@@ -14,6 +14,7 @@ from limbeck.functional import Head, SignalBatch, Term, Values, check_finite, co
 from limbeck.functional.head import backbone
 from limbeck.interfaces import LossContext
 from limbeck.signals import SignalStore
+from limbeck.training.preferences import Preferences, pair_figures, whole_pairs
 
 Figures = dict[str, float | int | None]
 
@@ -31,16 +32,19 @@ def evaluate(
     """The figures of ``report.evaluation.ModelFigures`` over the trained tokens of `sequences`.
 
     `cross_entropy` (nats a token) and its exponential `perplexity`; with a `store` also `forward_kl` from the teacher's
-    top_k at temperature 1 with the tail as one outcome, and `top1_agreement`. `tokens_per_second` counts the tokens
-    read. `advance` is told of trained tokens done; `stop` is asked between batches, and ends it early with the figures
-    so far. Raises LOSS_NOT_FINITE, and what the store raises.
+    top_k at temperature 1 with the tail as one outcome, and `top1_agreement`; where it has the target too, and there
+    are preference pairs, the figures of :func:`limbeck.training.preferences.pair_figures`, the teacher the reference.
+    `tokens_per_second` counts the tokens read. `advance` is told of trained tokens done; `stop` is asked between
+    batches, and ends it early with the figures so far. Raises LOSS_NOT_FINITE, and what the store raises.
     """
     terms = _terms(model, store)
+    compared = len(terms) > 1
     values = {term.name: Values() for term in terms}
     head, base = Head.of(model), backbone(model)
     device = head.weight.device
     pad = model.config.get_text_config().pad_token_id  # type: ignore[operator, union-attr]
     totals = dict.fromkeys(("cross_entropy", "forward_kl", "top1_agreement"), 0.0)
+    preferences = Preferences(head, whole_pairs(sequences, store))
     tokens = read = 0
     seconds = 0.0
     was_training = model.training
@@ -61,6 +65,7 @@ def evaluate(
                 if name in totals:
                     totals[name] += float(total)
             seconds += time.perf_counter() - began
+            preferences.add(hidden, batch, group)
             tokens += batch.n
             read += sum(len(sequence.ids) for sequence in group)
             advance(batch.n)
@@ -68,11 +73,15 @@ def evaluate(
                 break
     finally:
         model.train(was_training)
-    return _figures(model, totals, tokens, read / seconds if seconds else None, compared=store is not None)
+    rate = read / seconds if seconds else None
+    return {**_figures(model, totals, tokens, rate, compared=compared), **preferences.figures()}
 
 
 def teacher_figures(sequences: Sequence[TokenSequence], store: SignalStore) -> Figures:
-    """The teacher's own figures, from what it said: perplexity where the target was stored, no distance to itself."""
+    """The teacher's own figures, from what it said: perplexity where the target was stored, no distance to itself.
+
+    Nor does it, as the reference, favour one text of a preference pair.
+    """
     total, tokens = 0.0, 0
     for sequence in (sequence for sequence in sequences if sequence.trained.any()):
         signal = store.get(sequence)
@@ -87,6 +96,7 @@ def teacher_figures(sequences: Sequence[TokenSequence], store: SignalStore) -> F
         "perplexity": math.exp(total / tokens) if known else None,
         "forward_kl": 0.0,
         "top1_agreement": 1.0,
+        **pair_figures([0.0] * len(whole_pairs(sequences, store))),
     }
 
 
@@ -97,7 +107,7 @@ def _terms(model: nn.Module, store: SignalStore | None) -> list[Term]:
     known = {plugin.name: plugin for plugin in PLUGINS}
     context = LossContext(0, None, Head.of(model).vocab_size)
     terms = [Term.of(known["cross_entropy"], LossConfig(), context)]
-    if store is not None:
+    if store is not None and store.header.k:
         config = TokenLossConfig(top_k=store.header.k, temperature_squared=False)
         terms.append(Term.of(known["forward_kl"], config, context))
     return terms

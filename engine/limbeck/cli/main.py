@@ -20,6 +20,7 @@ EXIT_SIGPIPE = 128 + signal.SIGPIPE
 COMMANDS = {
     "run": "Distil by a recipe: generate, prepare, label, train, evaluate, report.",
     "resume": "Go on with a run that was interrupted.",
+    "label": "Capture a teacher's signals of a recipe's rows, and nothing more.",
     "check": "Look at a recipe and all that it names; spends nothing, prints it resolved.",
     "preview": "Show rows as the trainer sees them, the trained tokens marked.",
     "plugins": "List the plugins that are installed, and those that failed.",

@@ -32,8 +32,12 @@ def start(
     as_json: bool,
     resume: bool = False,
     allow_changed: bool = False,
+    until: str | None = None,
 ) -> None:
-    """Run a recipe to its end and print where its output is. Leaves with the documented exit code otherwise."""
+    """Run a recipe to its end, or with the stage `until`, and print where its output is.
+
+    Leaves with the documented exit code otherwise.
+    """
     prepare_libraries()
     try:
         recipe = load()
@@ -45,6 +49,7 @@ def start(
                 stop=lambda: signals() or (GONE if display.gone else None),
                 resume=resume,
                 allow_changed=allow_changed,
+                until=until,
             )
     except Interrupted as interrupted:
         sys.exit(_interrupted(interrupted.signal, recipe, display, as_json))
@@ -57,10 +62,15 @@ def start(
         sys.exit(error.exit_code)
     if display.gone:
         raise BrokenPipeError
+    places = _places(folder) if until is None else _captured(folder)
     if as_json:
-        output.emit_json({"result": _places(folder)}, line=True)
-    else:
+        output.emit_json({"result": places}, line=True)
+    elif until is None:
         _summary(folder)
+    else:
+        click.echo("")
+        for name, value in places.items():
+            click.echo(f"{name:<9}{value if isinstance(value, int) else _short(Path(value))}")
 
 
 def prepare_libraries() -> None:
@@ -93,6 +103,15 @@ def _places(folder: Path) -> dict[str, str]:
         "report": str(folder / "report" / "index.html"),
         "figures": str(folder / "report" / "report.json"),
     }
+
+
+def _captured(folder: Path) -> dict[str, Any]:
+    """Where the signals are, and how many sequences they are of."""
+    from limbeck.signals import SignalStore
+
+    stores = {path.name: path for path in sorted((folder / "signals").iterdir())}
+    counts = {f"{name} rows": len(SignalStore(path).indexes) for name, path in stores.items()}
+    return {"run": str(folder), **{name: str(path) for name, path in stores.items()}, **counts}
 
 
 def _short(path: Path) -> str:

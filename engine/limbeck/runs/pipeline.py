@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import limbeck
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import disk_errors
 from limbeck.runs.changes import refuse_changes
 from limbeck.runs.contents import Contents
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 INTERNAL = "INTERNAL"  # reason of a RunFailed that is a fault of Limbeck's or of a plugin's
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe, in order."""
+def stages_of(recipe: Recipe, until: str | None = None) -> list[Stage]:
+    """The stages of a recipe, in order, up to and with the stage `until`. Raises CAPABILITY_MISSING without that."""
     stages: list[Stage] = [Generate()] if recipe.generator is not None else []
     stages.append(Prepare())
     if recipe.teacher is not None:
@@ -40,7 +40,14 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     stages.append(Train())
     if recipe.evaluation.twin:
         stages.append(Twin())
-    return [*stages, Evaluate(), Report()]
+    stages += [Evaluate(), Report()]
+    names = [stage.name for stage in stages]
+    if until is None:
+        return stages
+    if until not in names:
+        problem = Problem(f"this recipe has no stage {until}", str(recipe.path), field="teacher", hint="add teacher:")
+        raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
+    return stages[: names.index(until) + 1]
 
 
 def run_recipe(
@@ -51,8 +58,9 @@ def run_recipe(
     stop: Callable[[], str | None] | None = None,
     resume: bool = False,
     allow_changed: bool = False,
+    until: str | None = None,
 ) -> Path:
-    """Run what is not done yet; returns the run's folder.
+    """Run what is not done yet, up to and with the stage `until`; returns the run's folder.
 
     Everything that can be known before is checked first, all problems at once, with nothing written. `resume` refuses
     a recipe that is not the folder's, naming each difference, unless `allow_changed`. `stop` gives the name of a signal
@@ -60,7 +68,7 @@ def run_recipe(
     """
     from limbeck.runs.preflight import check
 
-    stages, contents = stages_of(recipe), Contents(recipe)
+    stages, contents = stages_of(recipe, until), Contents(recipe)
     with recipe.placing():
         if resume:
             check_folder(recipe.output)

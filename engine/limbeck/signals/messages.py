@@ -199,9 +199,10 @@ def error_message(error: LimbeckError) -> error_pb2.Error:
 def error_of(message: error_pb2.Error) -> LimbeckError:
     """The inverse of :func:`error_message`; a reason that is not known here becomes INTERNAL, told in its message."""
     problems = [Problem(p.message, field=p.field or None, hint=p.hint or None) for p in message.problems]
-    if message.reason not in Reason.__members__:
+    try:
+        return LimbeckError(Reason(message.reason), message.message or None, problems)
+    except ValueError:
         return LimbeckError(Reason.INTERNAL, f"{message.reason}: {message.message}", problems)
-    return LimbeckError(Reason(message.reason), message.message or None, problems)
 
 
 def numbers(raw: Any, dtype: str, field: str) -> npt.NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from limbeck.data import TokenSequence
 from limbeck.errors import LimbeckError, Reason
 from limbeck.interfaces import Prompt, Sampling, ScoreItem, Want
+from limbeck.runs.evaluate import greedy
 from limbeck.teachers import TransformersConfig
 from limbeck.teachers import model as model_module
 from limbeck.teachers.transformers import TransformersTeacher
@@ -169,6 +172,20 @@ def test_sampling_values_are_honoured(llama):
     drawn = first_tokens()
     assert abs(np.mean(drawn == order[0]) - np.exp(plain[order[0]])) < 0.08
     assert set(first_tokens(top_p=1e-9)) <= {order[0]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_has_the_name_that_this_release_of_transformers_gives_it(family, tmp_path, data):
+    """Another name is either deprecated, and warned of, or ignored."""
+    folder = folder_of(family, tmp_path, data)
+    ids = sequences((9,))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        answer = ask(completions(teacher_of(folder), [Prompt(0, ids)], Sampling(temperature=0.0, max_new_tokens=6)))[0]
+        sequence = TokenSequence(0, ids, np.arange(len(ids)) == len(ids) - 1, np.zeros((len(ids), 2), np.int32), "", 1)
+        written = greedy(Reference(folder).model, sequence, (1,), 6, lambda: None)
+    assert list(answer.ids) == Reference(folder).greedy(ids, 6, (1,))
+    assert written == Reference(folder).greedy(ids[:-1], 6, (1,))
 
 
 def test_no_setting_of_the_folder_leaks_into_generation(llama, tmp_path, data):

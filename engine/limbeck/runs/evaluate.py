@@ -180,20 +180,25 @@ def greedy(
 
     A loop of our own: nothing of a model folder's generation_config can leak in.
     """
+    import inspect
+
     import torch
 
+    from limbeck.teachers.model import cache_name
+
+    name = cache_name(inspect.signature(model.forward).parameters)
     device = next(model.parameters()).device
     ids = torch.tensor(sequence.ids[None, : sequence.first_row + 1].astype("int64"), device=device)
     found: list[int] = []
     cache = None
     with torch.inference_mode():
         while len(found) < most and stop() is None:
-            output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            output = model(input_ids=ids, use_cache=True, **{name: cache})
             likeliest = int(output.logits[0, -1].argmax())
             if likeliest in eos_ids:
                 break
             found.append(likeliest)
-            cache, ids = output.past_key_values, torch.tensor([[likeliest]], device=device)
+            cache, ids = getattr(output, name), torch.tensor([[likeliest]], device=device)
     return found
 
 

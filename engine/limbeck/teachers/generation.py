@@ -47,7 +47,7 @@ def _batch(
     cache = None
     for step in range(sampling.max_new_tokens):
         outputs = model.body(ids, mask, positions=positions, cache=cache, use_cache=True)
-        cache = outputs.past_key_values
+        cache = model.cache(outputs)
         chosen = _choose(model, outputs.last_hidden_state[:, -1], prompts, live, sampling, numbers[live, step])
         del outputs
         ended = torch.isin(chosen, ends).cpu()

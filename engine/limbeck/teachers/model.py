@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -80,10 +81,14 @@ class LoadedModel:
         if positions is not None and "position_ids" in self._accepts:
             inputs["position_ids"] = positions
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[cache_name(self._accepts)] = cache
         outputs = self._base(**inputs)
         self._outputs = type(outputs)(last_hidden_state=outputs.last_hidden_state[:1, :1])
         return outputs
+
+    def cache(self, outputs: Any) -> Any:
+        """The key-value cache that :meth:`body` gave with ``use_cache=True``."""
+        return getattr(outputs, cache_name(self._accepts))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits fp32 [n, v] of `hidden` [n, d]: what the model's own forward makes of them.
@@ -113,6 +118,11 @@ class LoadedModel:
         good = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-4, equal_nan=True)
         if not good:
             _invalid(name, f"the head of {type(self._model).__name__} cannot be called alone", "use another model")
+
+
+def cache_name(accepted: Container[str]) -> str:
+    """What a forward that takes these parameters calls its key-value cache, and so its output: newer ones, `cache`."""
+    return "cache" if "cache" in accepted else "past_key_values"
 
 
 def _attention(folder: Path, config: TransformersConfig) -> str | None:

@@ -55,7 +55,7 @@ def _resolve_with(name: str, source: Any, handler: GetCoreSchemaHandler) -> Core
     """A text that `resolve[name]` of the validation's context makes absolute; as written where there is no context."""
 
     def resolve(value: str, info: ValidationInfo[Any]) -> str:
-        return str(info.context[name](value)) if info.context else value
+        return str(info.context[name](value, getattr(info, "field_name", None))) if info.context else value
 
     return core_schema.with_info_after_validator_function(resolve, handler(source))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from limbeck.data.chat import Template
@@ -22,7 +23,7 @@ def load_hf(folder: Path) -> Any:
             raise FileNotFoundError("there is no such folder")
         hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises a dozen kinds for a broken folder
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = shorten(str(error), 300, placeholder=" …") or type(error).__name__
         raise invalid(folder, f"no tokenizer can be read here: {said}") from error
     if not getattr(hf, "is_fast", False):
         raise invalid(folder, "only fast tokenizers (with a tokenizer.json) are supported")

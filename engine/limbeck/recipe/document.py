@@ -114,7 +114,7 @@ def read_document(path: Path) -> Document:
     if not document.problems and not isinstance(document.value, dict):
         what = "the file is empty" if document.value is None else "the file is not a mapping of fields"
         hint = "it must have at least student:, data:, losses: and output:"
-        document.problems.append(Problem(what, file=str(path), hint=hint))
+        document.problems.append(document.problem((), what, hint))
     if document.problems and not isinstance(document.value, dict):
         raise LimbeckError(Reason.RECIPE_INVALID, problems=document.problems)
     return document
@@ -164,7 +164,7 @@ def _first_control(text: str) -> tuple[int, int] | None:
 
 @dataclass(slots=True)
 class _Node:
-    """What an event stream says: a scalar's text and style, or children (pairs of nodes for a mapping)."""
+    """What an event stream says: a scalar's text and style, or children (pairs for a mapping, one for an alias)."""
 
     mark: Mark
     kind: str
@@ -210,7 +210,7 @@ class _Builder:
             if known is None:
                 self._fault(_mark(event), f"there is no anchor &{event.anchor} before this")
                 return _Node(_mark(event), "scalar")
-            return known
+            return _Node(_mark(event), "alias", children=[known])
         tag = getattr(event, "tag", None)
         if tag is not None and str(tag) != _STR_TAG:
             self._fault(_mark(event), f"tags such as {tag} are not allowed in a recipe", "remove it")
@@ -227,13 +227,14 @@ class _Builder:
         return node
 
     def _value(self, node: _Node, at: Path_, above: tuple[int, ...]) -> Any:
+        node, mark = _target(node), node.mark  # an alias stands where it is written, its parts where the anchor is
         self._count += 1
         if self._count > MOST_VALUES:
             raise ValueError(f"it has more than {MOST_VALUES:,} values; an alias may repeat itself")
         if id(node) in above:
             self._fault(node.mark, "an alias stands inside of its own anchor", at=at)
             return None
-        self._document.values[at] = node.mark
+        self._document.values[at] = mark
         inside = (*above, id(node))
         if node.kind == "scalar":
             return self._scalar(node, at)
@@ -245,7 +246,8 @@ class _Builder:
         seen: dict[str, Mark] = {}
         result: dict[str, Any] = {}
         merged: list[_Node] = []
-        for key, child in node.children:
+        for written, child in node.children:
+            key = _target(written)
             if key.kind != "scalar":
                 self._fault(key.mark, "a field's name must be text", at=at)
             elif key.text in seen:
@@ -253,16 +255,20 @@ class _Builder:
                 message = f"{key.text!r} is given twice, first on line {first.line}"
                 self._fault(key.mark, message, "keep one of them", (*at, key.text))
             elif key.text == "<<" and key.plain:
-                merged += child.children if child.kind == "list" else [child]
+                named = _target(child)
+                merged += named.children if named.kind == "list" else [named]
             else:
                 seen[key.text] = key.mark
                 self._document.keys[*at, key.text] = key.mark
                 result[key.text] = self._value(child, (*at, key.text), inside)
-        for other in merged:  # `<<: *anchor`: what this mapping says itself wins, then the earlier one
+                if result[key.text] is None and not child.text:  # an empty value ends where the next thing begins
+                    self._document.values[*at, key.text] = key.mark
+        for other in map(_target, merged):  # `<<: *anchor`: what this mapping says itself wins, then the earlier one
             if other.kind != "mapping" or id(other) in inside:
                 self._fault(other.mark, "<< must name a mapping, or a list of mappings", at=at)
                 continue
-            for key, child in other.children:
+            for written, child in other.children:
+                key = _target(written)
                 if key.kind == "scalar" and key.text not in result:
                     self._document.keys[*at, key.text] = key.mark
                     result[key.text] = self._value(child, (*at, key.text), (*inside, id(other)))
@@ -288,6 +294,11 @@ class _Builder:
         if not math.isfinite(number):
             self._fault(node.mark, f"{text} is not a finite number", at=at)
         return number
+
+
+def _target(node: _Node) -> _Node:
+    """The node that an alias names, any other itself."""
+    return node.children[0] if node.kind == "alias" else node
 
 
 def _mark(event: Any) -> Mark:

@@ -77,12 +77,14 @@ class Recipe:
         names (a model's folder) goes into its message.
         """
         document, file = self.document, problem.file
-        at = field_path(problem.field or "")
-        at = self._by_index(at)
+        at = self._by_index(field_path(problem.field or ""))
         if problem.line is not None or (at and at[0] not in RecipeFile.model_fields):
             return problem
-        uses = [field_path(use.field) for use in self.paths if str(use.resolved) == file]
-        named = [one for one in (*document.find(at, file), *uses) if one[: len(at)] == at] if file is not None else []
+        named: list[Path_] = []
+        if file is not None:
+            inside = (Path(file), *Path(file).parents)  # a file of a model's folder is told at the folder
+            uses = [field_path(use.field) for use in self.paths if use.resolved in inside]
+            named = [one for one in (*document.find(at, file), *uses) if one[: len(at)] == at]
         if not at and not named:
             return problem
         placed = document.problem(named[0] if named else at, problem.message, problem.hint)

@@ -40,24 +40,25 @@ class Resolver:
         self._at = at
         return {"path": self.path, "model": self.model}
 
-    def path(self, written: str) -> str:
-        """A path of the local disk."""
+    def path(self, written: str, name: str | None = None) -> str:
+        """A path of the local disk, in a field called `name`."""
         resolved = absolute(self._folder, written)
-        self._note(written, resolved)
+        self._note(written, resolved, name)
         return str(resolved)
 
-    def model(self, written: str) -> str:
+    def model(self, written: str, name: str | None = None) -> str:
         """A folder where one exists or only one can be meant, else a hub id as it is."""
         resolved = absolute(self._folder, written)
         if _HUB_ID.fullmatch(written) and not resolved.is_dir():
             return written
-        self._note(written, resolved)
+        self._note(written, resolved, name)
         return str(resolved)
 
-    def _note(self, written: str, resolved: Path) -> None:
+    def _note(self, written: str, resolved: Path, name: str | None) -> None:
         places = [
             at for at in self._document.find(self._at, written) if at not in self._used and not self._of_a_plugin(at)
         ]
+        places.sort(key=lambda at: name not in at)  # the same text may stand in another field
         at = places[0] if places else self._at
         mark = self._document.values.get(at)
         if any(use.field == field_text(at) and use.resolved == resolved for use in self.uses):

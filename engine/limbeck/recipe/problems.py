@@ -156,7 +156,7 @@ def _advice(value: Any, expected: list[str]) -> str | None:
     if isinstance(value, bool | int | float) and "text" in expected:
         return f'write it in quotes: "{json.dumps(value)}"'
     if "a list" in expected and not isinstance(value, dict):
-        return f"write [{json.dumps(value, ensure_ascii=False)}]" if value is not None else "write [] for none"
+        return f"write [{json.dumps(value, ensure_ascii=False)}]" if value is not None else None
     if "a list" in expected:
         return "put '- ' before it"
     if "a mapping with plugin:" in expected and isinstance(value, str):

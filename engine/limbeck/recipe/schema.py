@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -76,7 +77,7 @@ class DataSpec(Config):
     @field_validator("holdout")
     @classmethod
     def _share_or_count(cls, holdout: int | float) -> int | float:
-        if isinstance(holdout, float) and holdout >= 1:
+        if isinstance(holdout, float) and 1 <= holdout < math.inf:
             raise ValueError(
                 f"holdout {holdout} is neither a share below 1 nor a whole number of rows: write {holdout:.0f} for rows"
             )

@@ -73,7 +73,7 @@ def run_recipe(
         if resume:
             check_folder(recipe.output)
             refuse_changes(recipe, allow_changed=allow_changed)
-        if not all(step.done for step in plan(recipe.output, stages, contents)):
+        if not _all_done(recipe, stages, contents):
             check(recipe, registry, contents).raise_problems()
     with (
         recipe.placing(),
@@ -105,6 +105,16 @@ def run_recipe(
         finally:
             _finish(log, last)
     return folder.path
+
+
+def _all_done(recipe: Recipe, stages: list[Stage], contents: Contents) -> bool:
+    try:
+        return all(step.done for step in plan(recipe.output, stages, contents))
+    except (
+        LimbeckError,
+        OSError,
+    ):  # an input or the folder cannot be read: the pre-flight tells of it, and of the rest
+        return False
 
 
 def _finish(log: EventLog, last: Any) -> None:

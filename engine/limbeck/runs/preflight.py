@@ -5,6 +5,7 @@ It loads no weights and writes nothing into the run's folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.files import existing_parent
 from limbeck.interfaces import Generator, TeacherInfo
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
@@ -72,7 +74,8 @@ class _Check:
 
     def run(self) -> Preflight:
         found, place = self.found, self.recipe.place
-        found.problems += [(Reason.RECIPE_INVALID, problem) for problem in self.recipe.missing_paths()]
+        missing = sorted(self.recipe.missing_paths(), key=lambda problem: (problem.line or 0, problem.column or 0))
+        found.problems += [(Reason.RECIPE_INVALID, problem) for problem in missing]
         parts: list[tuple[str, Callable[[], None]]] = [
             ("output", self._folder),
             ("", self._plugins),
@@ -116,6 +119,10 @@ class _Check:
     def _folder(self) -> None:
         output = self.recipe.output
         identity = check_folder(output)
+        above = existing_parent(output)
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            message = f"{output} cannot be made: {above} is {'read-only' if above.is_dir() else 'not a folder'}"
+            self.found.refuse(Reason.FOLDER_NOT_OURS, message, field="output", hint="give another `output`")
         state = "new" if identity is None else f"goes on with run {identity.run_id}"
         done = [name for name in _names() if identity is not None and Record(output, name).complete]
         self.found.facts["output"] = {"folder": str(output), "state": state, "finished_stages": done}
@@ -149,7 +156,8 @@ class _Check:
         elif spec.model is not None:
             count = int(text_config(model_folder(spec.model)).num_hidden_layers)
         elif spec.config is not None:
-            count = None if isinstance(spec.config, str) else spec.config.get("num_hidden_layers")
+            with self.collect("student.config"):
+                count = _layers_of(spec.config)
         for loss in self.recipe.losses:
             for layer in loss.needs.student_layers:
                 if count is not None and not -1 <= layer <= count:
@@ -314,6 +322,10 @@ class _Check:
                 self.found.warnings.append(problem)
 
     def _sizes(self) -> None:
+        if self.recipe.student.from_ is not None and self.contents.student_folder is None:
+            return  # that the teacher has no weights to take has been told
+        if any(problem.field == "student.config" for _, problem in self.found.problems):
+            return
         sizes: Sizes = read_sizes(self.contents)
         parameters = {"student": sizes.student, "teacher": self.info.parameters if self.info else None}
         self.found.facts["parameters"] = parameters
@@ -327,6 +339,14 @@ class _Check:
             message = f"the run needs about {need:,} bytes of disk, {free:,} are free"
             hint = "free some space, or give `output` on another disk; a run that fills the disk can go on later"
             self.found.warnings.append(Problem(message, field="output", hint=hint))
+
+
+def _layers_of(config: dict[str, Any] | str) -> int | None:
+    """Layers of a student from scratch; None where they are its family's default. Raises MODEL_INVALID."""
+    if isinstance(config, str):
+        return int(text_config(Path(config)).num_hidden_layers)
+    layers = config.get("num_hidden_layers")
+    return layers if isinstance(layers, int) else None
 
 
 @contextmanager

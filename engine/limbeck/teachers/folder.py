@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -46,10 +47,8 @@ def text_config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code(), local_files_only=True)
     except Exception as error:  # a missing or broken config.json, an unknown family, code that is not allowed
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _invalid(
-            str(folder), f"config.json cannot be used: {first_line}", "see that AutoConfig loads it"
-        ) from error
+        said = shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise _invalid(str(folder), f"config.json cannot be used: {said}", "see that AutoConfig loads it") from error
     return config.get_text_config()
 
 

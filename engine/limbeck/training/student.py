@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,7 +155,7 @@ def _from_scratch(spec: StudentSpec, tokenizer_folder: Path) -> nn.Module:
             torch.manual_seed(spec.seed)
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=_dtype(spec), **_attention(spec))
     except Exception as error:  # whatever a family's config class makes of wrong settings
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = shorten(str(error), 300, placeholder=" …") or type(error).__name__
         hint = "give a transformers config: a mapping with `model_type`, a config.json or its folder"
         raise _invalid(f"no model can be made of the config: {first}", "student.config", hint) from error
     return model

@@ -99,7 +99,7 @@ def _work(recipe: Path, resume: bool, at_event: int | None) -> int:
         if event.sequence == at_event:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    label.ASK_TOKENS, label.COMMIT_SECONDS = 128, 0.0  # many shards, so that there is something between them
+    label.ASK_TOKENS = 128  # many shards, so that there is something between them
     registry = load_plugins()
     run_recipe(load_recipe(recipe, registry), registry, display=display, resume=resume)
     return 0
@@ -158,21 +158,16 @@ def differences(run: Path, reference: Path) -> list[str]:
     return found
 
 
-def _signals(run: Path, split: str) -> dict[int, tuple[bytes, ...]]:
-    """The stored signals by index; each once, or this raises."""
+def _signals(run: Path, split: str) -> dict[str, bytes]:
+    """The shards by name; every sequence is in one of them, once, or this raises."""
     from limbeck.data import read_sequences
     from limbeck.signals import SignalStore
 
     store = SignalStore(run / "signals" / split)
-    listed = [index for shard in store.shards.values() for index in shard.indexes]
-    if len(listed) != len(set(listed)):
-        raise AssertionError(f"{split}: a position was stored twice")
-    found = {}
-    for sequence in read_sequences(run / "sequences" / f"{split}.arrow"):
-        top_k = store.get(sequence).top_k
-        assert top_k is not None
-        found[sequence.index] = (top_k.ids.tobytes(), top_k.u.tobytes(), top_k.tails.tobytes())
-    return found
+    listed = sorted(index for shard in store.shards.values() for index in shard.indexes)
+    if listed != [sequence.index for sequence in read_sequences(run / "sequences" / f"{split}.arrow")]:
+        raise AssertionError(f"{split}: a sequence was stored twice, or not at all")
+    return {path.name: path.read_bytes() for path in store.folder.glob("shard-*.arrow")}
 
 
 def where(run: Path) -> str:

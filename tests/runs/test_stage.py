@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,3 +124,41 @@ def test_progress_counts_from_what_was_done_before(tmp_path: Path) -> None:
     events = list(read_events(tmp_path / "events.jsonl"))
     assert (events[0].stage_started.done, events[0].stage_started.total) == (4, 10)
     assert (events[-1].progress.done, events[-1].progress.unit) == (10, "rows")
+
+
+class SealedToy(Toy):
+    """Knows its value."""
+
+    checks = 0
+
+    def whole(self, folder: Path) -> bool:
+        type(self).checks += 1
+        return (folder / self.name / "value.txt").read_text() == self.value
+
+
+def test_sealed_output_is_looked_at_where_it_is_to_be_read_or_was_touched(tmp_path: Path) -> None:
+    def stages(value: str = "1") -> list[Toy]:
+        SealedToy.checks = 0
+        return [SealedToy("a", "1"), Toy("b", value, ("a",)), Toy("c", "1")]
+
+    def damage(text: str) -> None:
+        before = file.stat()
+        file.write_text(text)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    file = tmp_path / "a" / "value.txt"
+    assert work(tmp_path, *stages()) == ["a", "b", "c"]
+    assert work(tmp_path, *stages()) == []
+    assert SealedToy.checks == 0
+    damage("x")
+    assert work(tmp_path, *stages("2")) == ["a", "b"]
+    damage("x")
+    assert work(tmp_path, SealedToy("a", "1")) == ["a"]
+    damage("longer")
+    assert work(tmp_path, *stages("2")) == ["a"]
+    os.utime(file)
+    assert work(tmp_path, *stages("2")) == []
+    assert SealedToy.checks == 1
+    assert work(tmp_path, *stages("2")) == []
+    assert SealedToy.checks == 0
+    assert Record(tmp_path, "a").figures == {"size": 1.0}

@@ -180,7 +180,7 @@ def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[in
 
 
 def _groups(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]:
-    """What is asked at once and stored as one shard. A resumed run, or one with a damaged shard, asks the same groups."""
+    """What is asked at once and stored as one shard. A resumed run, or one that lost a shard, asks the same groups."""
     group: list[TokenSequence] = []
     tokens = 0
     for sequence in sequences:

@@ -6,9 +6,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from limbeck.files import digest, write_json
 from limbeck.runs.changes import differences
@@ -90,6 +90,16 @@ class Stage(Protocol):
     def run(self, run: Run) -> Figures: ...
 
 
+@runtime_checkable
+class Sealed(Protocol):
+    """A stage whose output can be tested for damage, and whose `run` makes again only what is damaged.
+
+    `whole` reads all of it, writes nothing, and needs nothing heavy.
+    """
+
+    def whole(self, folder: Path) -> bool: ...
+
+
 class Record:
     """stages/NAME.json: what a stage's output was made from, and whether it is whole."""
 
@@ -117,10 +127,31 @@ class Record:
         """Digests of the stages that it read."""
         return dict(self.content.get("inputs", {}).get("after", {}))
 
-    def write(self, key: str, inputs: Mapping[str, Any], *, figures: Figures | None = None) -> None:
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """What :func:`stamps` said of the output when it was last known to be whole; only of a Sealed stage."""
+        return dict(self.content.get("stamps", {}))
+
+    def write(
+        self,
+        key: str,
+        inputs: Mapping[str, Any],
+        *,
+        figures: Figures | None = None,
+        stamps: Mapping[str, list[int]] | None = None,
+    ) -> None:
         """Say that the output is being made, or, with `figures`, that it is whole."""
         self.content = {"digest": key, "complete": figures is not None, "figures": figures or {}, "inputs": inputs}
+        if stamps is not None:
+            self.content["stamps"] = stamps
         write_json(self.file, self.content)
+
+
+def stamps(folder: Path, stage: Stage) -> dict[str, list[int]]:
+    """Size and time of change (ns) of each file of a stage's output: cheap, and other where a file was written."""
+    files = sorted(file for output in stage.outputs for file in (folder / output).rglob("*") if file.is_file())
+    found = ((file.relative_to(folder).as_posix(), file.stat()) for file in files)
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found}
 
 
 @dataclass(frozen=True)
@@ -136,9 +167,13 @@ class Step:
 
 
 def plan(folder: Path, stages: Sequence[Stage], contents: Contents) -> list[Step]:
-    """What there is to do in `folder`. Reads only, and imports nothing heavy."""
+    """What there is to do in `folder`. Reads only, and imports nothing heavy.
+
+    The output of a Sealed stage is read as a whole where it is the last one or a later one is to read it, and where
+    the size or the time of change of a file is another.
+    """
     keys: dict[str, str] = {}
-    steps = []
+    steps: list[Step] = []
     for stage in stages:
         after = {name: keys[name] for name in stage.after if name in keys}
         inputs = {"stage": stage.name, "version": stage.version, "after": after, **stage.inputs(contents)}
@@ -147,6 +182,12 @@ def plan(folder: Path, stages: Sequence[Stage], contents: Contents) -> list[Step
         there = tuple(name for name in (*stage.outputs, *stage.work) if (folder / name).exists())
         done = record.complete and record.digest == key and set(stage.outputs) <= set(there)
         steps.append(Step(stage, key, inputs, record, there, done))
+    for number, step in enumerate(steps):
+        if step.done and isinstance(step.stage, Sealed):
+            last = number == len(steps) - 1  # it is what was asked for
+            is_read = last or any(not later.done and step.stage.name in later.stage.after for later in steps)
+            if (is_read or stamps(folder, step.stage) != step.record.stamps) and not step.stage.whole(folder):
+                steps[number] = replace(step, done=False)
     return steps
 
 
@@ -155,7 +196,10 @@ def execute(run: Run, steps: Sequence[Step]) -> None:
     for step in steps:
         run.check_stop()
         run.log.begin_stage(step.stage.name)
+        sealed = isinstance(step.stage, Sealed)
         if step.done:
+            if sealed and (found := stamps(run.path, step.stage)) != step.record.stamps:
+                step.record.write(step.key, step.inputs, figures=step.record.figures, stamps=found)
             run.log.emit(StageFinished(digest=step.key, skipped=True, figures=step.record.figures))
             continue
         if step.there and step.record.digest != step.key and not _goes_on(run, step):
@@ -163,7 +207,8 @@ def execute(run: Run, steps: Sequence[Step]) -> None:
         start = time.monotonic()
         step.record.write(step.key, step.inputs)
         figures = step.stage.run(run)
-        step.record.write(step.key, step.inputs, figures=figures)
+        seen = stamps(run.path, step.stage) if sealed else None
+        step.record.write(step.key, step.inputs, figures=figures, stamps=seen)
         seconds = time.monotonic() - start
         run.log.emit(StageFinished(digest=step.key, seconds=seconds, figures=figures))
     run.log.begin_stage("")

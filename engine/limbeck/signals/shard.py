@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from limbeck.errors import LimbeckError, Reason
+from limbeck.files import sha256_file
 from limbeck.signals.codec import Packed
 from limbeck.signals.header import SignalHeader
 
@@ -80,14 +81,16 @@ class Shard:
 
 
 def damage(path: Path, size: int, sha256: str, indexes: Sequence[int]) -> str | None:
-    """What is wrong with a shard file of which the journal says this; None where it is whole."""
+    """What is wrong with a shard file of which the journal says this; None where it is whole.
+
+    A process reads an unchanged file once for this, however often it asks.
+    """
     try:
         held = path.stat().st_size
         if held != size:
             return f"the file holds {held:,} bytes, {size:,} were written"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return "the checksum differs: bytes were changed or lost"
+        if sha256_file(path) != sha256:
+            return "the checksum differs: bytes were changed or lost"
         if Shard(path).indexes.tolist() != list(indexes):
             return "the journal names other sequences than the file holds"
     except FileNotFoundError:
@@ -99,9 +102,7 @@ def damage(path: Path, size: int, sha256: str, indexes: Sequence[int]) -> str | 
 
 def adoptable(path: Path, header: SignalHeader) -> Shard | None:
     """A shard whose journal line was lost, where its name's checksum proves it whole and its header fits."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if not path.stem.endswith(f"-{sha256[:16]}"):
+    if not path.stem.endswith(f"-{sha256_file(path)[:16]}"):
         return None
     try:
         shard = Shard(path)

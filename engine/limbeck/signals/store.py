@@ -1,6 +1,6 @@
 """The signal store: a folder of shard files, each whole or not there, with a journal that names them.
 
-``header.json``, ``shard-NUMBER-CHECKSUM.arrow``, ``journal.jsonl`` (one line a shard: size, sha256, which sequences)
+``header.json``, ``shard-FIRST-CHECKSUM.arrow``, ``journal.jsonl`` (one line a shard: size, sha256, which sequences)
 and ``damaged/`` for what was set aside. A shard is written under another name, fsynced, renamed, then journalled: a
 process killed anywhere leaves whole shards only.
 """
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.files import AppendLog, fsync_folder, write_atomic
+from limbeck.files import AppendLog, fsync_folder, sha256_file, write_atomic
 from limbeck.signals.codec import decode, encode
 from limbeck.signals.header import SignalHeader
 from limbeck.signals.journal import JOURNAL, Listed, read_journal
@@ -135,7 +135,7 @@ class SignalWriter:
             return
         raw = to_bytes(list(self._pending.values()), self.header)
         sha256 = hashlib.sha256(raw).hexdigest()
-        name = f"shard-{self._number():05d}-{sha256[:16]}.arrow"
+        name = f"shard-{min(self._pending):08d}-{sha256[:16]}.arrow"  # the same content has the same name
         write_atomic(self.folder / name, raw)
         self._list(Listed(name, len(raw), sha256, tuple(sorted(self._pending))))
         self._pending.clear()
@@ -198,8 +198,7 @@ class SignalWriter:
             if found is None or held.intersection(found.indexes.tolist()):
                 self._set_aside(path, f"{path.name} is not whole, or holds what other shards hold")
                 continue
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            self._list(Listed(path.name, path.stat().st_size, sha256, tuple(found.indexes.tolist())))
+            self._list(Listed(path.name, path.stat().st_size, sha256_file(path), tuple(found.indexes.tolist())))
             held.update(found.indexes.tolist())
 
     def _list(self, shard: Listed) -> None:
@@ -218,11 +217,6 @@ class SignalWriter:
             target = target.with_name(f"{path.stem}-{count}{path.suffix}")
         path.rename(target)
         fsync_folder(self.folder)
-
-    def _number(self) -> int:
-        """One more than the highest number ever used here, so that a name is never used twice."""
-        names = [*self._listed, *(path.name for path in (self.folder / "damaged").glob("shard-*.arrow"))]
-        return max((int(name.split("-")[1]) + 1 for name in names), default=0)
 
 
 def _read_header(folder: Path) -> SignalHeader:

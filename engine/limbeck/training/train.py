@@ -57,24 +57,26 @@ def train(job: TrainJob, sink: EventSink, stop: Callable[[], str | None] = lambd
             tensors.load_weights(model, found.folder)
             own = json.loads((found.folder / STATE).read_bytes())
             figures = _figures(start, own["window"]["total_tokens"], own["latest"])
-            return TrainResult(_plain(model, use_cache), student.tokenizer_folder, None, figures)
+            return TrainResult(_plain(job, model, use_cache), student.tokenizer_folder, None, figures)
         trainer = DistillTrainer(
             model, args, job=job, plan=plan, terms=terms, knobs=knobs, checkpoints=checkpoints, note=note,
             max_steps=max_steps, sink=sink, stop=stop, changed=changed,
         )  # fmt: skip
         name = stop()
         if name is not None:
-            return TrainResult(_plain(model, use_cache), student.tokenizer_folder, name, {})
+            return TrainResult(_plain(job, model, use_cache), student.tokenizer_folder, name, {})
         trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
         figures = _figures(trainer.state.global_step, trainer.window.total_tokens, trainer.latest)
         plain = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         trainer.accelerator.free_memory()
-        return TrainResult(_plain(plain, use_cache), student.tokenizer_folder, trainer.interrupted, figures)
+        return TrainResult(_plain(job, plain, use_cache), student.tokenizer_folder, trainer.interrupted, figures)
     finally:
         job.source.close()
 
 
 def _arguments(job: TrainJob, settings: dict[str, Any]) -> TrainingArguments:
+    if not settings["gradient_checkpointing"]:  # the name is deprecated in newer releases: not used where not needed
+        settings = {name: value for name, value in settings.items() if name != "gradient_checkpointing"}
     args = TrainingArguments(
         **settings,
         output_dir=str(job.folder),
@@ -153,11 +155,11 @@ def _install(job: TrainJob, model: Any, seed: int) -> list[Term]:
     return terms
 
 
-def _plain(model: Any, use_cache: Any) -> Any:
+def _plain(job: TrainJob, model: Any, use_cache: Any) -> Any:
     """The model as an export needs it: its own forward, no losses, no gradients, as configured before."""
     remove_head(model)
     model.zero_grad()
-    if model.is_gradient_checkpointing:
+    if job.recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     model.config.use_cache = use_cache
     return model.eval()

@@ -115,6 +115,39 @@ def test_every_kind_of_problem_comes_in_one_go(tiny_teacher: Path, tmp_path: Pat
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_failing_check_shows_warnings_and_problems_and_no_recipe(
+    tiny_teacher: Path, tmp_path: Path, inside: Inside
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher, layers: [9]}}\n"
+        "data: {path: rows.jsonl, holdout: 3}\nlosses: [{plugin: forward_kl, top_k: 5000}]\noutput: out\n"
+    )
+    code, out, err = inside("check", recipe)
+    assert code == 2
+    assert out == ""
+    warning, error, *problems = err.splitlines()
+    assert warning.startswith(f"warning: {recipe}:3:1: data.max_length: ")
+    assert error.startswith("error: The run cannot start: 3 problems.")
+    fields = {"losses[0].top_k": "4:38", "data.holdout": "3:35", "student.layers": "2:34"}
+    for problem, (name, place) in zip(problems, fields.items(), strict=True):
+        assert problem.startswith(f"  {recipe}:{place}: {name}: ")
+
+
+def test_a_run_tells_the_same_as_its_check(tmp_path: Path, inside: Inside) -> None:
+    (tmp_path / "afile").touch()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "teacher: {plugin: transformers, model: ./afile}\nstudent: {model: ./gone}\ndata: {path: rows.jsonl}\n"
+        "losses: [{plugin: forward_kl}]\noutput: afile/run\n"
+    )
+    checked, ran = inside("check", recipe), inside("run", recipe)
+    assert checked == ran
+    fields = ["student.model", "data.path", "output", "teacher.model"]
+    assert [line.split(": ")[1] for line in ran[2].splitlines()[1:]] == fields
+
+
 def test_a_knob_that_would_leave_its_range_is_refused_before_the_run(
     tiny_teacher: Path, tmp_path: Path, inside: Inside
 ) -> None:

@@ -6,17 +6,17 @@ It loads no weights and writes nothing into the run's folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import Problem, Reason
 from limbeck.files import existing_parent
 from limbeck.interfaces import Generator, TeacherInfo
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
+from limbeck.runs.findings import Preflight, told_as_fault
 from limbeck.runs.folder import check_folder
 from limbeck.runs.label import holdout_want, stored_want
 from limbeck.runs.stage import Record
@@ -25,31 +25,7 @@ from limbeck.teachers.folder import check_layers, model_folder, text_config
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
     from limbeck.plugins import Registry
-    from limbeck.recipe import Bound, Recipe
-
-
-@dataclass
-class Preflight:
-    """What the pre-flight found. `facts` is JSON; `problems` stop a run, each with its reason; `warnings` do not."""
-
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[tuple[Reason, Problem]] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
-
-    def refuse(self, reason: Reason, message: str, **more: Any) -> None:
-        """Add a problem."""
-        self.problems.append((reason, Problem(message, **more)))
-
-    def raise_problems(self) -> None:
-        """Raise everything found as one error, with the reason of the first."""
-        if not self.problems:
-            return
-        reasons = list(dict.fromkeys(reason for reason, _ in self.problems))
-        count = len(self.problems)
-        message = f"The run cannot start: {count} problem{'s' if count > 1 else ''}."
-        if len(reasons) == 1:
-            message = LimbeckError(reasons[0]).message
-        raise LimbeckError(reasons[0], message, [problem for _, problem in self.problems])
+    from limbeck.recipe import Recipe
 
 
 def check(recipe: Recipe, registry: Registry, contents: Contents | None = None) -> Preflight:
@@ -65,12 +41,12 @@ class _Check:
         self.recipe = recipe
         self.registry = registry
         self.contents = contents
-        self.found = Preflight()
+        self.gone = {str(use.resolved): use.field for use in recipe.paths if not use.resolved.exists()}
+        self.found = Preflight(told=set(self.gone))
         self.info: TeacherInfo | None = None
         self.tokenizer: Tokenizer | None = None
         self.figures: dict[str, float] = {}
         self.chat_rows = False
-        self.gone = {str(use.resolved): use.field for use in recipe.paths if not use.resolved.exists()}
 
     def run(self) -> Preflight:
         found, place = self.found, self.recipe.place
@@ -88,29 +64,11 @@ class _Check:
             ("student", self._sizes),
         ]
         for name, part in parts:
-            with self.collect(name):
+            with found.collect(name):
                 part()
         found.problems = [(reason, place(problem)) for reason, problem in found.problems]
         found.warnings = [place(problem) for problem in found.warnings]
         return found
-
-    @contextmanager
-    def collect(self, part: str, *, inside: bool = False) -> Iterator[None]:
-        """Keep what is raised, once, and go on with the next check. `part` is the field of what names none.
-
-        With `inside`, fields that are named are those of `part`.
-        """
-        try:
-            yield
-        except LimbeckError as error:
-            known = {(said.file, said.message) for _, said in self.found.problems}
-            for problem in error.problems or (Problem(error.message),):
-                if (problem.file, problem.message) in known or problem.file in self.gone:
-                    continue  # that a file is not there has been told
-                if problem.line is None:
-                    name = f"{part}.{problem.field}" if inside and problem.field else problem.field or part or None
-                    problem = replace(problem, field=name)
-                self.found.problems.append((error.reason, problem))
 
     def _misses(self, field: str) -> bool:
         """Whether a path that the plugin at `field` reads is not there, which has been told."""
@@ -137,7 +95,7 @@ class _Check:
             return
         if self._misses("teacher"):
             return
-        with _told_as_fault(self.recipe.teacher):
+        with told_as_fault(self.recipe.teacher):
             self.info = self.recipe.teacher.make().info()
         facts = asdict(self.info)
         facts["capabilities"] = sorted(self.info.capabilities)
@@ -150,13 +108,13 @@ class _Check:
         spec, count = self.recipe.student, self.info.num_layers if self.info else None
         if spec.layers is not None:
             if count is not None:
-                with self.collect("student.layers"):
+                with self.found.collect("student.layers"):
                     check_layers(spec.layers, count)
             count = len(spec.layers)
         elif spec.model is not None:
             count = int(text_config(model_folder(spec.model)).num_hidden_layers)
         elif spec.config is not None:
-            with self.collect("student.config"):
+            with self.found.collect("student.config"):
                 count = _layers_of(spec.config)
         for loss in self.recipe.losses:
             for layer in loss.needs.student_layers:
@@ -209,10 +167,10 @@ class _Check:
         }
         for loss in self.recipe.losses:
             if (asked := wanted([loss])).primitives():
-                with self.collect(loss.field, inside=True):
+                with self.found.collect(loss.field, inside=True):
                     check_score(self.info, [], asked)
         if (held := holdout_want(self.recipe, self.info)) is not None:
-            with self.collect("data.holdout"):
+            with self.found.collect("data.holdout"):
                 check_score(self.info, [], held)
         if self.recipe.data.max_length + 1 > self.info.max_length:
             message = f"max_length is {self.recipe.data.max_length}, the teacher reads at most {self.info.max_length}"
@@ -225,7 +183,7 @@ class _Check:
         can = self.info is None or "generate" in self.info.capabilities
         if self._misses(bound.field):
             return
-        with _told_as_fault(bound):
+        with told_as_fault(bound):
             generator: Generator = bound.make()
             if generator.needs_teacher and self.recipe.teacher is None:
                 self.found.refuse(
@@ -235,11 +193,11 @@ class _Check:
                 message = f"teacher {self.info.name} cannot write text"
                 self.found.refuse(Reason.CAPABILITY_MISSING, message, field=bound.field)
             files = [Path(name) for name in generator.inputs() if name.endswith(".jsonl")]
-            with self.collect(bound.field):
+            with self.found.collect(bound.field):
                 count = generator.count()
                 self.found.facts["data"] = {"generator": bound.name, "samples": count}
                 if count is not None:
-                    self._held_out(count)
+                    self._too_many_held_out(count)
         self._prompts(files)
 
     def _rows(self) -> None:
@@ -251,11 +209,9 @@ class _Check:
         rows, problems = read_rows(there)
         self.chat_rows = any("messages" in row.value for row in rows)
         self.found.facts["data"] = {"files": [str(path) for path in files], "rows": len(rows)}
-        if there == files:
-            lines = {(problem.file, problem.line) for problem in problems if problem.line}
-            self._held_out(len(rows) + len(lines))
-        else:  # a file is missing: what the others hold can be told, not whether it is enough
-            spec = spec.model_copy(update={"holdout": 0})
+        lines = {(problem.file, problem.line) for problem in problems if problem.line}
+        if there != files or self._too_many_held_out(len(rows) + len(lines)):
+            spec = spec.model_copy(update={"holdout": 0})  # what the rows hold can be told, not whether it is enough
         if self.tokenizer is None or not there:
             self.found.problems += [(Reason.DATA_INVALID, problem) for problem in problems]
             return
@@ -273,12 +229,14 @@ class _Check:
             hint = f"set data.max_length to {self.info.max_length - 1} or less"
             self.found.refuse(Reason.DATA_INVALID, message, field="data.max_length", hint=hint)
 
-    def _held_out(self, rows: int) -> None:
-        """Refuse a number of held-out rows that leaves none to train on."""
+    def _too_many_held_out(self, rows: int) -> bool:
+        """Refuse a number of held-out rows that leaves none of `rows` to train on."""
         holdout = self.recipe.data.holdout
-        if 1 <= holdout >= rows > 0:
-            message = f"{holdout} rows are to be held out, but there are only {rows}: none is left to train on"
-            self.found.refuse(Reason.DATA_INVALID, message, field="data.holdout", hint=f"allowed is up to {rows - 1}")
+        if not 1 <= holdout >= rows > 0:
+            return False
+        message = f"{holdout} rows are to be held out, but there are only {rows}: none is left to train on"
+        self.found.refuse(Reason.DATA_INVALID, message, field="data.holdout", hint=f"allowed is up to {rows - 1}")
+        return True
 
     def _prompts(self, files: list[Path]) -> None:
         """Encode what a generator will ask, so that no answer is paid for that could not be trained."""
@@ -298,7 +256,7 @@ class _Check:
                     message = "a prompt of chat messages, but the tokenizer has no chat template"
                     self.found.refuse(Reason.DATA_INVALID, message, hint=hint, **place)
                     return
-            with self.collect("data"):
+            with self.found.collect("data"):
                 length = len(self.tokenizer.encode_prompt(prompt))
                 if length >= own:
                     message = f"the prompt has {length} tokens, data.max_length is {self.recipe.data.max_length}"
@@ -347,19 +305,6 @@ def _layers_of(config: dict[str, Any] | str) -> int | None:
         return int(text_config(Path(config)).num_hidden_layers)
     layers = config.get("num_hidden_layers")
     return layers if isinstance(layers, int) else None
-
-
-@contextmanager
-def _told_as_fault(bound: Bound) -> Iterator[None]:
-    """What a plugin raises that is no error of Limbeck's becomes PLUGIN_INVALID with its distribution."""
-    try:
-        yield
-    except (LimbeckError, ModuleNotFoundError):  # the latter tells of an extra that is not installed
-        raise
-    except Exception as error:
-        owner = f"{bound.entry.distribution} {bound.entry.version}"
-        message = f"{bound.name!r} ({owner}) raised {type(error).__name__}: {error}"
-        raise LimbeckError(Reason.PLUGIN_INVALID, problems=[Problem(message, field=bound.field)]) from error
 
 
 def _names() -> tuple[str, ...]:

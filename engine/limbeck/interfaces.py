@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.signals import Signal
+    from limbeck.signals.head import OutputHead
 
 # ---------------------------------------------------------------------------------------------------------- configs
 
@@ -378,6 +379,16 @@ class Teacher(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class HeadTeacher(Teacher, Protocol):
+    """A teacher that gives its output head, so that its last hidden states are the exact full vocabulary elsewhere.
+
+    For teachers with `hidden_states`; may be left out. Raises MODEL_INVALID where the head is not of that form.
+    """
+
+    async def output_head(self) -> OutputHead: ...
 
 
 # -------------------------------------------------------------------------------------------------------- generators

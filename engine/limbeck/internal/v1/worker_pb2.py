@@ -26,7 +26,7 @@ from limbeck.v1 import error_pb2 as limbeck_dot_v1_dot_error__pb2
 from limbeck.v1 import teacher_service_pb2 as limbeck_dot_v1_dot_teacher__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n limbeck/internal/v1/worker.proto\x12\x13limbeck.internal.v1\x1a\x16limbeck/v1/error.proto\x1a limbeck/v1/teacher_service.proto\"\x8a\x02\n\x08ToWorker\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1a.limbeck.internal.v1.StartH\x00\x12/\n\x05score\x18\x02 \x01(\x0b\x32\x1e.limbeck.internal.v1.ScoreCallH\x00\x12\x35\n\x08generate\x18\x03 \x01(\x0b\x32!.limbeck.internal.v1.GenerateCallH\x00\x12-\n\x04head\x18\x04 \x01(\x0b\x32\x1d.limbeck.internal.v1.HeadCallH\x00\x12\x32\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32 .limbeck.internal.v1.CancelItemsH\x00\x42\x06\n\x04kind\"&\n\x05Start\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\"_\n\tScoreCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x1e\n\x04want\x18\x02 \x01(\x0b\x32\x10.limbeck.v1.Want\x12$\n\x05items\x18\x03 \x03(\x0b\x32\x15.limbeck.v1.ScoreItem\"i\n\x0cGenerateCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.limbeck.v1.Sampling\x12#\n\x07prompts\x18\x03 \x03(\x0b\x32\x12.limbeck.v1.Prompt\"\x18\n\x08HeadCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\"-\n\x0b\x43\x61ncelItems\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08item_ids\x18\x02 \x03(\x04\"\xbd\x01\n\nFromWorker\x12$\n\x05ready\x18\x01 \x01(\x0b\x32\x13.limbeck.v1.TeacherH\x00\x12#\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x11.limbeck.v1.ErrorH\x00\x12-\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1b.limbeck.internal.v1.AnswerH\x00\x12-\n\x04\x64one\x18\x04 \x01(\x0b\x32\x1d.limbeck.internal.v1.CallDoneH\x00\x42\x06\n\x04kind\"U\n\x06\x41nswer\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0f\n\x07item_id\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0c\n\x04\x63ost\x18\x04 \x01(\r\x12\x10\n\x08response\x18\x05 \x01(\x0c\"I\n\x08\x43\x61llDone\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.limbeck.v1.ErrorH\x00\x88\x01\x01\x42\x08\n\x06_errorB/Z-limbeck.dev/go/limbeck/internal/v1;internalv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n limbeck/internal/v1/worker.proto\x12\x13limbeck.internal.v1\x1a\x16limbeck/v1/error.proto\x1a limbeck/v1/teacher_service.proto\"\x8a\x02\n\x08ToWorker\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1a.limbeck.internal.v1.StartH\x00\x12/\n\x05score\x18\x02 \x01(\x0b\x32\x1e.limbeck.internal.v1.ScoreCallH\x00\x12\x35\n\x08generate\x18\x03 \x01(\x0b\x32!.limbeck.internal.v1.GenerateCallH\x00\x12-\n\x04head\x18\x04 \x01(\x0b\x32\x1d.limbeck.internal.v1.HeadCallH\x00\x12\x32\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32 .limbeck.internal.v1.CancelItemsH\x00\x42\x06\n\x04kind\"&\n\x05Start\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\"_\n\tScoreCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x1e\n\x04want\x18\x02 \x01(\x0b\x32\x10.limbeck.v1.Want\x12$\n\x05items\x18\x03 \x03(\x0b\x32\x15.limbeck.v1.ScoreItem\"i\n\x0cGenerateCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12&\n\x08sampling\x18\x02 \x01(\x0b\x32\x14.limbeck.v1.Sampling\x12#\n\x07prompts\x18\x03 \x03(\x0b\x32\x12.limbeck.v1.Prompt\"(\n\x08HeadCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"+\n\x0b\x43\x61ncelItems\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06places\x18\x02 \x03(\r\"\xbd\x01\n\nFromWorker\x12$\n\x05ready\x18\x01 \x01(\x0b\x32\x13.limbeck.v1.TeacherH\x00\x12#\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x11.limbeck.v1.ErrorH\x00\x12-\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1b.limbeck.internal.v1.AnswerH\x00\x12-\n\x04\x64one\x18\x04 \x01(\x0b\x32\x1d.limbeck.internal.v1.CallDoneH\x00\x42\x06\n\x04kind\"S\n\x06\x41nswer\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\r\n\x05place\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0c\n\x04\x63ost\x18\x04 \x01(\r\x12\x10\n\x08response\x18\x05 \x01(\x0c\"I\n\x08\x43\x61llDone\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.limbeck.v1.ErrorH\x00\x88\x01\x01\x42\x08\n\x06_errorB/Z-limbeck.dev/go/limbeck/internal/v1;internalv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,13 +43,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATECALL']._serialized_start=521
   _globals['_GENERATECALL']._serialized_end=626
   _globals['_HEADCALL']._serialized_start=628
-  _globals['_HEADCALL']._serialized_end=652
-  _globals['_CANCELITEMS']._serialized_start=654
-  _globals['_CANCELITEMS']._serialized_end=699
-  _globals['_FROMWORKER']._serialized_start=702
-  _globals['_FROMWORKER']._serialized_end=891
-  _globals['_ANSWER']._serialized_start=893
-  _globals['_ANSWER']._serialized_end=978
-  _globals['_CALLDONE']._serialized_start=980
-  _globals['_CALLDONE']._serialized_end=1053
+  _globals['_HEADCALL']._serialized_end=668
+  _globals['_CANCELITEMS']._serialized_start=670
+  _globals['_CANCELITEMS']._serialized_end=713
+  _globals['_FROMWORKER']._serialized_start=716
+  _globals['_FROMWORKER']._serialized_end=905
+  _globals['_ANSWER']._serialized_start=907
+  _globals['_ANSWER']._serialized_end=990
+  _globals['_CALLDONE']._serialized_start=992
+  _globals['_CALLDONE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

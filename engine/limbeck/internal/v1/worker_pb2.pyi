@@ -50,18 +50,20 @@ class GenerateCall(_message.Message):
     def __init__(self, call: _Optional[int] = ..., sampling: _Optional[_Union[_teacher_service_pb2.Sampling, _Mapping]] = ..., prompts: _Optional[_Iterable[_Union[_teacher_service_pb2.Prompt, _Mapping]]] = ...) -> None: ...
 
 class HeadCall(_message.Message):
-    __slots__ = ("call",)
+    __slots__ = ("call", "offset")
     CALL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     call: int
-    def __init__(self, call: _Optional[int] = ...) -> None: ...
+    offset: int
+    def __init__(self, call: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class CancelItems(_message.Message):
-    __slots__ = ("call", "item_ids")
+    __slots__ = ("call", "places")
     CALL_FIELD_NUMBER: _ClassVar[int]
-    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     call: int
-    item_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, call: _Optional[int] = ..., item_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    places: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, call: _Optional[int] = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FromWorker(_message.Message):
     __slots__ = ("ready", "failed", "answer", "done")
@@ -76,18 +78,18 @@ class FromWorker(_message.Message):
     def __init__(self, ready: _Optional[_Union[_teacher_service_pb2.Teacher, _Mapping]] = ..., failed: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., done: _Optional[_Union[CallDone, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("call", "item_id", "last", "cost", "response")
+    __slots__ = ("call", "place", "last", "cost", "response")
     CALL_FIELD_NUMBER: _ClassVar[int]
-    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     COST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     call: int
-    item_id: int
+    place: int
     last: bool
     cost: int
     response: bytes
-    def __init__(self, call: _Optional[int] = ..., item_id: _Optional[int] = ..., last: bool = ..., cost: _Optional[int] = ..., response: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, call: _Optional[int] = ..., place: _Optional[int] = ..., last: bool = ..., cost: _Optional[int] = ..., response: _Optional[bytes] = ...) -> None: ...
 
 class CallDone(_message.Message):
     __slots__ = ("call", "error")

@@ -1,0 +1,103 @@
+"""One life of a worker, as its host sees it: start, frames, end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+from limbeck.internal.v1 import worker_pb2 as internal
+from limbeck.recipe import Bound
+from limbeck.service.link import Link
+
+Log = logging.LoggerAdapter[logging.Logger]
+LONGEST_LINE = 2000  # bytes of a worker's line in the log
+_LAST_WORDS = 1.0  # seconds to read what a worker that has ended had still sent
+
+
+class WorkerProcess:
+    """A worker in a process group of its own, which ends with it: no process that it started is left.
+
+    Its end is waited for by a thread, not by asyncio, whose `wait` in some releases of Python also waits until
+    nobody holds the pipes any more.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], link: Link, log: Log) -> None:
+        self._process, self._link, self._log = process, link, log
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        for work in (self._wait, self._read):
+            threading.Thread(target=work, daemon=True, name=f"limbeck-worker-{process.pid}").start()
+
+    @classmethod
+    async def start(cls, name: str, teacher: Bound, log: Log) -> WorkerProcess:
+        """Start a worker and tell it which teacher to be. Raises OSError where the machine has no room for it."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = subprocess.Popen(
+                (sys.executable, "-P", "-m", "limbeck.service.worker", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # also out of reach of the terminal's Ctrl-C: the server ends it
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        worker = cls(process, await Link.of(ours), log)
+        worker.post(internal.ToWorker(start=internal.Start(name=name, teacher=json.dumps(teacher.dump()))))
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id, and its group's."""
+        return self._process.pid
+
+    async def receive(self) -> internal.FromWorker | None:
+        """What the worker says next; None where it has ended."""
+        return await self._link.receive(internal.FromWorker)
+
+    def post(self, message: internal.ToWorker) -> None:
+        """Say something; lost where the worker has ended."""
+        self._link.post(message)
+
+    async def end(self) -> str:
+        """Kill the group, and say how the worker ended."""
+        self._kill()
+        await self._ended.wait()
+        self._link.close()
+        code = self._process.returncode
+        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._kill()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._tell_end)
+
+    def _tell_end(self) -> None:
+        self._ended.set()
+        # a process that has left the group may hold the socket, so that its end is not seen
+        self._loop.call_later(_LAST_WORDS, self._link.close)
+
+    def _read(self) -> None:
+        """What the worker prints, into the log."""
+        assert self._process.stdout is not None
+        with self._process.stdout as printed:
+            while line := printed.readline(LONGEST_LINE):
+                if text := line.decode(errors="replace").rstrip():
+                    self._log.info("worker: %s", text)

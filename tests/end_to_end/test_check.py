@@ -135,6 +135,61 @@ def test_a_failing_check_shows_warnings_and_problems_and_no_recipe(
         assert problem.startswith(f"  {recipe}:{place}: {name}: ")
 
 
+def test_faults_of_the_recipe_and_of_what_it_names_are_told_together(
+    tiny_teacher: Path, tmp_path: Path, inside: Inside
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "compltion": "d"}\n')
+    (tmp_path / "out").touch()
+    recipe = tmp_path / "recipe.yaml"
+    text = f"""\
+teacher: {{plugin: transformers, model: {tiny_teacher}}}
+student: {{from: teacher, layers: [0, 9], dtyp: float32}}
+data: {{path: [rows.jsonl, gone.jsonl], max_lenght: 64}}
+losses: [{{plugin: forward_kl, top_k: 5000, wieght: 1}}, {{plugin: cross_entropy, weight: -1}}, {{plugin: none}}]
+training: {{lr: 1}}
+output: out
+"""
+    recipe.write_text(text)
+    code, out, err = inside("check", recipe, "--json")
+    assert (code, err) == (2, "")
+    error = json.loads(out)["error"]
+    assert error["reason"] == "RECIPE_INVALID"
+    assert [(Path(one["file"]).name, one["line"], one["field"]) for one in error["problems"]] == [
+        ("recipe.yaml", 2, "student.dtyp"),
+        ("recipe.yaml", 3, "data.path[1]"),
+        ("recipe.yaml", 3, "data.max_lenght"),
+        ("recipe.yaml", 4, "losses[0].wieght"),
+        ("recipe.yaml", 4, "losses[1].weight"),
+        ("recipe.yaml", 4, "losses[2].plugin"),
+        ("recipe.yaml", 5, "training.lr"),
+        ("recipe.yaml", 6, "output"),
+        ("recipe.yaml", 4, "losses[0].top_k"),
+        ("rows.jsonl", 2, "compltion"),
+        ("recipe.yaml", 2, "student.layers"),
+    ]
+
+
+UNSURE = {
+    "a misspelt on_bad_row": ("data: {path: rows.jsonl, on_bad_rows: quarantine}", "data.on_bad_rows"),
+    "a wrong chat_template": ("data: {path: rows.jsonl, chat_template: 3}", "data.chat_template"),
+    "a misspelt path": ("data: {paths: rows.jsonl}", "data.paths"),
+}
+
+
+@pytest.mark.parametrize(("data_line", "field"), UNSURE.values(), ids=UNSURE)
+def test_rows_are_not_judged_by_a_recipe_that_may_mean_something_else(
+    tiny_teacher: Path, tmp_path: Path, inside: Inside, data_line: str, field: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("no row\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher}}\n{data_line}\n"
+        "losses: [{plugin: forward_kl, top_k: 8}]\noutput: out\n"
+    )
+    _, out, _ = inside("check", recipe, "--json")
+    assert [problem["field"] for problem in json.loads(out)["error"]["problems"]] == [field]
+
+
 def test_a_run_tells_the_same_as_its_check(tmp_path: Path, inside: Inside) -> None:
     (tmp_path / "afile").touch()
     recipe = tmp_path / "recipe.yaml"

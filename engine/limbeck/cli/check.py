@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from limbeck.cli import output
+from limbeck.errors import Reason
 
 if TYPE_CHECKING:
     from limbeck.errors import Problem
@@ -28,28 +29,32 @@ def command(recipe: Path, as_json: bool) -> None:
     """
     from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
-    from limbeck.recipe import load_recipe
+    from limbeck.recipe import read_recipe
     from limbeck.recipe.resolved import dump_yaml
     from limbeck.runs.preflight import check
 
     prepare_libraries()
     registry = load_plugins()
-    loaded = load_recipe(recipe, registry)
+    draft = read_recipe(recipe, registry)
+    if (loaded := draft.recipe) is None:
+        raise draft.error
     found = check(loaded, registry)
+    found.put_first(Reason.RECIPE_INVALID, draft.problems)
+    warnings = [] if draft.problems else [*found.warnings, *found.rows]  # they may come of what is left out
     if found.problems:
         if not as_json:
-            _warn(found.warnings, err=True)
+            _warn(warnings, err=True)
         found.raise_problems()
     if as_json:
-        warnings = [_filled(problem) for problem in found.warnings]
-        output.emit_json({"recipe": loaded.resolved(), "facts": found.facts, "warnings": warnings})
+        told = [_filled(problem) for problem in warnings]
+        output.emit_json({"recipe": loaded.resolved(), "facts": found.facts, "warnings": told})
         return
     click.echo(f"# {loaded.path}, with every default and absolute paths")
     click.echo(dump_yaml(loaded.resolved()).rstrip())
     click.echo("")
     for name, facts in found.facts.items():
         click.echo(f"{name}: {_sizes(facts) if name in _BYTES else _line(facts)}")
-    _warn(found.warnings)
+    _warn(warnings)
     click.echo(f"ready: limbeck run {recipe}")
 
 

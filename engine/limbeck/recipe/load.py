@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from limbeck import files
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -17,9 +17,9 @@ from limbeck.plugins import Registry
 from limbeck.recipe.binding import Binder
 from limbeck.recipe.bound import Bound, BoundLoss, dump
 from limbeck.recipe.document import Document, Path_, field_path, read_document
-from limbeck.recipe.paths import PathUse, absolute, missing
-from limbeck.recipe.problems import problems_of
-from limbeck.recipe.rules import cross_check
+from limbeck.recipe.paths import PathUse, Resolver, absolute, missing
+from limbeck.recipe.problems import places_of, problems_of, show
+from limbeck.recipe.rules import cross_check, given
 from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
 from limbeck.recipe.training import TrainingSpec, why_refused
 
@@ -108,12 +108,39 @@ class Recipe:
         return at
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a file says: every problem, and the recipe without what has faults (None where no sense is left)."""
+
+    path: Path
+    recipe: Recipe | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def error(self) -> LimbeckError:
+        """RECIPE_INVALID with every problem."""
+        count = len(self.problems)
+        message = f"{self.path.name} is not a valid recipe: {count} {'problem' if count == 1 else 'problems'}."
+        return LimbeckError(Reason.RECIPE_INVALID, message, self.problems)
+
+
 def load_recipe(path: Path, registry: Registry) -> Recipe:
     """Load a recipe with the plugins of `registry`.
 
     Relative paths are relative to the folder of the recipe itself (links are followed). Whether they exist is not
     asked of a valid recipe: see :meth:`Recipe.missing_paths`. Raises RECIPE_INVALID with every problem, those of
     missing paths too, each with its place.
+    """
+    draft = read_recipe(path, registry)
+    if draft.problems or draft.recipe is None:
+        raise draft.error
+    return draft.recipe
+
+
+def read_recipe(path: Path, registry: Registry) -> Draft:
+    """As :func:`load_recipe`, but a recipe with faults comes back as far as it is sound: its data can be checked too.
+
+    Raises RECIPE_INVALID where the file cannot be read.
     """
     file = Path(path).resolve()
     document = read_document(file)
@@ -129,12 +156,15 @@ def load_recipe(path: Path, registry: Registry) -> Recipe:
         for index, mapping in enumerate(written or [])
     ]
     good = tuple(loss for loss in losses if loss is not None)
-    problems = [*document.problems, *binder.problems, *cross_check(document, good)]
-    if problems or content is None:
+    crossed = cross_check(document, good)
+    problems = [*document.problems, *binder.problems, *crossed]
+    if problems:
         problems += missing(file, tuple(binder.resolver.uses))
         problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
-        raise LimbeckError(Reason.RECIPE_INVALID, _summary(file, len(problems)), problems)
-    return Recipe(
+    doubtful = document.problems or any((one.field or "").startswith(("student", "data")) for one in crossed)
+    if content is None or doubtful or not _makes_sense(document, content, teacher, generator):
+        return Draft(file, None, tuple(problems))
+    recipe = Recipe(
         path=file,
         text=document.text,
         teacher=teacher,
@@ -149,10 +179,35 @@ def load_recipe(path: Path, registry: Registry) -> Recipe:
         document=document,
         paths=tuple(binder.resolver.uses),
     )
+    return Draft(file, recipe, tuple(problems))
+
+
+def load_teacher(path: Path, registry: Registry) -> Bound:
+    """Load a file that holds a teacher's mapping of a recipe: `plugin:` and its config.
+
+    Relative paths are relative to the folder of the file. Raises RECIPE_INVALID with every problem, those of missing
+    paths too, each with its place.
+    """
+    file = Path(path).resolve()
+    document = read_document(file)
+    binder = Binder(document, registry)
+    teacher = None
+    if "plugin" not in document.value and isinstance(document.value.get("teacher"), dict):
+        hint = "give a file that holds only what stands below teacher:, so that plugin: is at its top"
+        binder.problems.append(document.problem(("teacher",), "this is a recipe, not a teacher", hint, key=True))
+    elif not isinstance(document.value.get("plugin", ""), str):
+        binder.problems.append(document.problem(("plugin",), f"must be text, not {show(document.value['plugin'])}"))
+    else:
+        teacher = binder.bind("teacher", ())
+    problems = [*document.problems, *binder.problems, *missing(file, tuple(binder.resolver.uses))]
+    if problems or teacher is None:
+        problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
+        raise LimbeckError(Reason.RECIPE_INVALID, f"{file.name} is not a valid teacher.", problems)
+    return teacher
 
 
 def _validate(document: Document, binder: Binder) -> RecipeFile | None:
-    """The fixed part of the recipe, None where it has faults."""
+    """The fixed part of the recipe, without the fields that have faults; None where too little is left."""
     try:
         return RecipeFile.model_validate(document.value, context=binder.resolver.below(()))
     except ValidationError as error:
@@ -161,7 +216,35 @@ def _validate(document: Document, binder: Binder) -> RecipeFile | None:
             if (problem.field or "").split(".")[-1] in plugin_problems and problem.message == "is missing":
                 continue
             binder.problems.append(_with_a_word(problem))
-    return None
+        rest = {name: dict(value) if isinstance(value, dict) else value for name, value in document.value.items()}
+        for place in places_of(error, document, ()):
+            holder = rest if len(place) == 1 else rest.get(str(place[0]))
+            if place and isinstance(holder, dict):
+                holder.pop(place[:2][-1], None)
+    try:
+        return RecipeFile.model_validate(rest, context=Resolver(document).below(()))
+    except ValidationError:
+        return None
+
+
+def _makes_sense(document: Document, content: RecipeFile, teacher: Bound | None, generator: Bound | None) -> bool:
+    """Whether there is enough to check: one student, rows, and every teacher and generator that is written.
+
+    No field may be left out for its faults by which rows and tokenizer are judged.
+    """
+    student, data = content.student, content.data
+    origins = [origin for origin in (student.from_, student.model, student.config) if origin is not None]
+    bound = (content.teacher is None) == (teacher is None) and (data.generator is None) == (generator is None)
+    if not bound or len(origins) != 1 or (data.path is None) == (data.generator is None):
+        return False
+    decisive: list[tuple[str, BaseModel, str]] = [
+        ("data", data, name) for name in ("chat_template", "bos", "on_bad_row")
+    ]
+    decisive += [("student", student, "tokenizer")]
+    return not any(
+        given(document, (section, name), type(part)) and name not in part.model_fields_set
+        for section, part, name in decisive
+    )
 
 
 def _with_a_word(problem: Problem) -> Problem:
@@ -174,7 +257,3 @@ def _with_a_word(problem: Problem) -> Problem:
         elif section == "training" and (why := why_refused(name)):
             return Problem(f"is not taken: {why}", problem.file, problem.line, problem.column, problem.field)
     return Problem(problem.message, problem.file, problem.line, problem.column, problem.field, hint)
-
-
-def _summary(file: Path, count: int) -> str:
-    return f"{file.name} is not a valid recipe: {count} {'problem' if count == 1 else 'problems'}."

@@ -64,6 +64,11 @@ def problems_of(
     ]
 
 
+def places_of(error: ValidationError, document: Document, at: Path_) -> list[Path_]:
+    """Every place that `error` names in what stands at `at`."""
+    return [_place(document, at, details) for details in error.errors(include_url=False)]
+
+
 def _further(place: Path_, places: Iterable[Path_]) -> bool:
     """Whether another arm of a union got deeper into the value: that `{plugin: 3}` is no number is no news then."""
     return any(len(other) > len(place) and other[: len(place)] == place for other in places)

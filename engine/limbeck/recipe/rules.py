@@ -36,8 +36,8 @@ def _at(loss: BoundLoss) -> Path_:
     return field_path(loss.field)
 
 
-def _given(document: Document, at: Path_, model: type[BaseModel]) -> bool:
-    """Whether there is a value at `at`, or at a name beside it that was probably meant to be its name."""
+def given(document: Document, at: Path_, model: type[BaseModel]) -> bool:
+    """Whether there is a value at `at`, in a mapping of `model`, or at a name beside it that was probably meant."""
     if document.at(at) is not None:
         return True
     beside, known = document.at(at[:-1]), fields_of(model)
@@ -50,10 +50,10 @@ def _student(document: Document) -> Iterator[Problem]:
     at = ("student",)
     if not isinstance(document.at(at), dict):
         return
-    origins = [name for name in ("from", "model", "config") if _given(document, (*at, name), StudentSpec)]
+    origins = [name for name in ("from", "model", "config") if given(document, (*at, name), StudentSpec)]
     if len(origins) != 1:
-        given = " and ".join(origins) or "none of them"
-        yield document.problem(at, f"give exactly one of from, model and config, not {given}")
+        named = " and ".join(origins) or "none of them"
+        yield document.problem(at, f"give exactly one of from, model and config, not {named}")
         return
     for name, origin in {"layers": "from", "tokenizer": "config", "seed": "config"}.items():
         if document.at((*at, name)) is not None and origins != [origin]:
@@ -63,7 +63,7 @@ def _student(document: Document) -> Iterator[Problem]:
 def _data(document: Document) -> Iterator[Problem]:
     if not isinstance(document.at(("data",)), dict):
         return
-    path, generator = (_given(document, ("data", name), DataSpec) for name in ("path", "generator"))
+    path, generator = (given(document, ("data", name), DataSpec) for name in ("path", "generator"))
     if path == generator:
         yield document.problem(
             ("data",), f"give exactly one of path and generator, not {'both' if path else 'neither'}"
@@ -81,7 +81,7 @@ def _names(document: Document) -> Iterator[Problem]:
 
 
 def _teacher(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
-    teacher = _given(document, ("teacher",), RecipeFile)
+    teacher = given(document, ("teacher",), RecipeFile)
     for loss in losses:
         if loss.needs.primitive != WITHOUT_SIGNAL and not teacher:
             yield document.problem(_at(loss), f"{loss.plugin.name} needs a teacher's signal", "add teacher:")
@@ -94,14 +94,14 @@ def _teacher(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Proble
     if document.at(("student", "from")) == "teacher":
         yield document.problem(("student", "from"), "there is no teacher to make a student from", "add teacher:")
     at = ("student", "tokenizer")
-    if document.at(("student", "config")) is not None and not _given(document, at, StudentSpec):
+    if document.at(("student", "config")) is not None and not given(document, at, StudentSpec):
         message = "is missing: a student from scratch without a teacher needs a tokenizer"
         yield document.problem(at, message, "name a folder or a hub id")
 
 
 def _signals(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
     at = ("signals", "source")
-    cached = document.at(at) == "cached" if _given(document, at, SignalsSpec) else not _misspelt_signals(document)
+    cached = document.at(at) == "cached" if given(document, at, SignalsSpec) else not _misspelt_signals(document)
     for loss in losses:
         primitive = loss.needs.primitive
         if cached and primitive not in (*STORED, WITHOUT_SIGNAL):
@@ -115,7 +115,7 @@ def _signals(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Proble
 
 
 def _misspelt_signals(document: Document) -> bool:
-    return document.at(("signals",)) is None and _given(document, ("signals",), RecipeFile)
+    return document.at(("signals",)) is None and given(document, ("signals",), RecipeFile)
 
 
 def wanted(losses: Sequence[BoundLoss]) -> Want:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 class Preflight:
     """What the pre-flight found. `facts` is JSON; `problems` stop a run, each with its reason; `warnings` do not.
 
-    `told`: files that are not there, of which nothing more is to be said.
+    `rows`: warnings of rows, which a run tells of when it prepares them. `told`: files that are not there, of which
+    nothing more is to be said.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[Reason, Problem]] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    rows: list[Problem] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
     @contextmanager
@@ -46,6 +48,10 @@ class Preflight:
     def refuse(self, reason: Reason, message: str, **more: Any) -> None:
         """Add a problem."""
         self.problems.append((reason, Problem(message, **more)))
+
+    def put_first(self, reason: Reason, problems: Sequence[Problem]) -> None:
+        """Add problems of an earlier look, before the others and each once."""
+        self.problems = list(dict.fromkeys([*((reason, problem) for problem in problems), *self.problems]))
 
     def raise_problems(self) -> None:
         """Raise everything found as one error, with the reason of the first."""

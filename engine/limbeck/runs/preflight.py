@@ -68,6 +68,7 @@ class _Check:
                 part()
         found.problems = [(reason, place(problem)) for reason, problem in found.problems]
         found.warnings = [place(problem) for problem in found.warnings]
+        found.rows = [place(problem) for problem in found.rows]
         return found
 
     def _misses(self, field: str) -> bool:
@@ -218,7 +219,7 @@ class _Check:
         prepared = prepare(rows, problems, self.tokenizer, spec)
         self.figures = dict(prepared.figures)
         self.found.facts["data"] |= prepared.figures
-        self.found.warnings += [*prepared.bad, *prepared.notes]
+        self.found.rows += [*prepared.bad, *prepared.notes]
         pairs = [loss for loss in recipe.losses if loss.needs.pairs]
         if pairs and not prepared.figures.get("pairs"):
             message = f"{pairs[0].name} needs preference rows (prompt, chosen, rejected); there are none"

@@ -1,0 +1,95 @@
+"""What each client has under way, over all its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.service.config import Limits
+
+WAITING_BYTES = 128 << 20  # of items not answered, as messages: ids to be looked up may be many a token
+OUTPUT_BYTES = 256 << 20  # of answers asked of the teacher and not yet sent, of all streams of a client
+STREAM_BYTES = 8 << 20  # of these, what each stream has for itself: one that stalls must not stop the others
+
+
+class Use:
+    """One client's counts. A stream's own part of `output` is its `Share`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.streams = self.tokens = self.waiting = self.output = 0
+        self._wake: dict[object, Callable[[], None]] = {}
+
+    def take(self, tokens: int, size: int) -> None:
+        """Count an item that was sent. Raises QUOTA_EXCEEDED, and counts nothing then."""
+        problems = []
+        if self.tokens + tokens > self._limits.tokens_in_flight:
+            text = f"{tokens:,} tokens are too many beside the {self.tokens:,} in flight"
+            problems.append(Problem(f"{text}, {self._limits.tokens_in_flight:,} are allowed", field="tokens_in_flight"))
+        if self.waiting + size > WAITING_BYTES:
+            text = f"{size:,} bytes of items are too many beside the {self.waiting:,} that wait"
+            problems.append(Problem(f"{text}, {WAITING_BYTES:,} are allowed"))
+        if problems:
+            raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=problems)
+        self.tokens += tokens
+        self.waiting += size
+
+    def give_back(self, tokens: int, size: int) -> None:
+        """An item was answered, failed or dropped."""
+        self.tokens -= tokens
+        self.waiting -= size
+
+
+class Share:
+    """What one stream has of its client's output."""
+
+    def __init__(self, use: Use, wake: Callable[[], None]) -> None:
+        self.use = use
+        self.held = 0
+        use._wake[self] = wake
+
+    def room(self, cost: int) -> bool:
+        """Whether an answer of `cost` bytes may be asked for. One always may, however large."""
+        return self.held == 0 or self.held + cost <= STREAM_BYTES or self.use.output + cost <= OUTPUT_BYTES
+
+    def hold(self, cost: int) -> None:
+        """Count an answer asked for."""
+        self.held += cost
+        self.use.output += cost
+
+    def free(self, cost: int) -> None:
+        """Bytes were sent or dropped: there may be room again, also for the client's other streams."""
+        self.held -= cost
+        self.use.output -= cost
+        if cost:
+            for wake in list(self.use._wake.values()):
+                wake()
+
+    def close(self) -> None:
+        """Give all back."""
+        del self.use._wake[self]
+        self.free(self.held)
+
+
+class Clients:
+    """The clients with calls under way."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._uses: dict[str, Use] = {}
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[Use]:
+        """Count a stream of a client while entered. Raises QUOTA_EXCEEDED."""
+        use = self._uses.setdefault(name, Use(self._limits))
+        if use.streams >= self._limits.streams:
+            problem = Problem(f"{use.streams} streams are open, {self._limits.streams} are allowed", field="streams")
+            raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=[problem])
+        use.streams += 1
+        try:
+            yield use
+        finally:
+            use.streams -= 1
+            if not use.streams:
+                del self._uses[name]

@@ -1,0 +1,127 @@
+"""The server: a port, its services, the teachers' workers, and how all of it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.service.auth import Access, Tokens
+from limbeck.service.config import ServeConfig
+from limbeck.service.gate import Gate
+from limbeck.service.host import TeacherHost
+from limbeck.service.metrics import Metrics
+from limbeck.service.teacher_service import SERVICE, TeacherService
+
+logger = logging.getLogger(__name__)
+GRACE = 30.0  # seconds that what is under way may take when the server stops
+FLUSH = 0.5  # seconds for the last messages to leave
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server behind the first
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients may ask often whether a silent server is there
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),  # a client whose machine vanished is noticed within a minute
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class Server:
+    """A server by its config. Belongs to one event loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        """Raises SERVER_INVALID with every problem."""
+        config.check()
+        self._config = config
+        self._tokens = Tokens(config.tokens) if config.tokens else None
+        self.metrics = Metrics()
+        self.hosts = {name: TeacherHost(name, bound, log=logger) for name, bound in config.teachers.items()}
+        self.metrics.watch(lambda: self.hosts)
+        access = Access(self._tokens)
+        self.service = TeacherService(config, self.hosts, access, self.metrics)
+        self._health = health.aio.HealthServicer()
+        self._gate = Gate(access, self.metrics)
+        self._server: Any = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.address = ""
+
+    async def start(self) -> str:
+        """Listen, and start the teachers; returns HOST:PORT at once. Raises SERVER_INVALID for an address in use."""
+        await self._set_health(False)
+        self._server = grpc.aio.server(interceptors=[self._gate], options=OPTIONS)
+        self._server.add_generic_rpc_handlers((self.service.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [SERVICE, health.SERVICE_NAME]
+        if self._config.address.loopback or self._tokens is not None:
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
+        self.address = self._bind()
+        await self._server.start()
+        self._tasks = [asyncio.create_task(host.start()) for host in self.hosts.values()]
+        self._tasks.append(asyncio.create_task(self._watch()))
+        return self.address
+
+    async def stop(self, grace: float = GRACE) -> bool:
+        """Drain: no new calls, those under way have `grace` seconds. Whether all of them ended by themselves."""
+        await self._health.enter_graceful_shutdown()
+        self.service.drain()
+        try:
+            async with asyncio.timeout(grace):
+                while self.service.busy:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass
+        drained = not self.service.busy
+        self.service.end()
+        if self._server is not None:
+            await self._server.stop(FLUSH if self.service.busy else 0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(host.close() for host in self.hosts.values()))
+        self.metrics.close()
+        return drained
+
+    def _bind(self) -> str:
+        address = self._config.address
+        try:
+            if self._config.tls:
+                port = self._server.add_secure_port(str(address), self._credentials())
+            else:
+                port = self._server.add_insecure_port(str(address))
+        except RuntimeError:
+            port = 0
+        if not port:
+            hint = "another program listens there, or the host is not this machine's; port 0 takes a free one"
+            problem = Problem(f"cannot listen on {address}", field="--listen", hint=hint)
+            raise LimbeckError(Reason.SERVER_INVALID, problems=[problem])
+        return str(type(address)(address.host, port))
+
+    def _credentials(self) -> Any:
+        cert, key, ca = self._config.tls_cert, self._config.tls_key, self._config.client_ca
+        assert cert is not None, "checked"
+        assert key is not None, "checked"
+        return grpc.ssl_server_credentials(
+            [(key.read_bytes(), cert.read_bytes())], ca.read_bytes() if ca else None, require_client_auth=ca is not None
+        )
+
+    async def _watch(self) -> None:
+        """Say whether all teachers answer, whenever that changes."""
+        before: Mapping[str, str] = {}
+        while True:
+            states = {name: host.state for name, host in self.hosts.items()}
+            if states != before or not states:
+                await self._set_health(all(state == "ready" for state in states.values()))
+            before = states
+            await asyncio.sleep(self._config.timing.poll)
+
+    async def _set_health(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            await self._health.set(service, status)

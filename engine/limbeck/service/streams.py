@@ -1,0 +1,386 @@
+"""The calls that compute: items in, answers out, each at its own pace.
+
+A reader and a writer task a call. The reader takes items in and queues them at the teacher as far as credit and room
+allow; answers come back to the stream as a sink; the writer sends them as the credit allows. No task waits for another
+while it holds something that this one needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import grpc
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.interfaces import TeacherInfo, Want
+from limbeck.service.auth import Caller
+from limbeck.service.config import Limits, Timing
+from limbeck.service.host import TeacherHost
+from limbeck.service.metrics import Metrics
+from limbeck.service.quotas import Share, Use
+from limbeck.service.requests import checked_item, checked_prompt, checked_sampling, checked_want, expect, invalid
+from limbeck.service.translate import parse, wire_error
+from limbeck.signals.fragments import FRAGMENT
+from limbeck.signals.messages import header_for, header_message
+from limbeck.v1 import signal_pb2
+from limbeck.v1 import teacher_service_pb2 as pb
+
+UNREAD = 1 << 20  # bytes of failures that a client may leave unread before nothing more is taken in
+Start = Any  # ScoreStart | GenerateStart
+
+
+@dataclass(slots=True)
+class Item:
+    """One that is not answered. `left`: bytes of its answer that are counted and not sent."""
+
+    message: Any
+    tokens: int
+    size: int
+    left: int = 0
+    begun: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a stream works with."""
+
+    find: Callable[[str], TeacherHost]
+    describe: Callable[[TeacherHost], pb.Teacher]
+    information: Callable[[TeacherHost], TeacherInfo]
+    limits: Limits
+    timing: Timing
+    metrics: Metrics
+    confirm: Callable[[str, Caller], None]
+
+
+class Stream:
+    """What Score and Generate share. Is the host's sink of its items."""
+
+    method: ClassVar[str]
+    request: ClassVar[type]
+    response: ClassVar[type]
+
+    def __init__(self, context: Any, caller: Caller, use: Use, desk: Desk) -> None:
+        self._context, self._caller, self._use, self._desk = context, caller, use, desk
+        self._items: dict[int, Item] = {}
+        self._control: deque[bytes] = deque()  # what takes no credit
+        self._told = 0  # bytes of it
+        self._relief = asyncio.Event()
+        self._out: deque[tuple[int, bytes, int, bool]] = deque()
+        self._wake = asyncio.Event()
+        self._share = Share(use, self._wake.set)
+        self._half_closed = False
+        self._draining = False
+        self._ended: LimbeckError | None = None
+        self._host: TeacherHost
+        self._info: TeacherInfo
+        self._teacher = ""
+
+    # ------------------------------------------------------------------------------------------------- the host's side
+
+    def answer(self, item_id: int, response: bytes, cost: int, last: bool) -> None:
+        """A piece of an answer; of a dropped item it is dropped."""
+        if item_id in self._items:
+            self._out.append((item_id, response, cost, last))
+            self._wake.set()
+
+    def failed(self, item_id: int, error: LimbeckError) -> None:
+        """An item that is not answered. What of it was not sent is void."""
+        if item_id in self._items:
+            self._forget(item_id)
+            self._fail(item_id, error)
+
+    # ----------------------------------------------------------------------------------------------- the server's side
+
+    def drain(self) -> None:
+        """Take in nothing more, finish what is under way, then end the call."""
+        self._draining = True
+        self._wake.set()
+
+    def end(self, error: LimbeckError) -> None:
+        """End the call now."""
+        self._ended = error
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve the call. Raises what ends it."""
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            started = await self._begin()
+            await self._send(started)
+            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._items:
+                self._host.cancel(self)
+                for item in self._items.values():
+                    self._use.give_back(item.tokens, item.size)
+                self._desk.metrics.items.labels(self._teacher, self.method, "dropped").inc(len(self._items))
+                self._items.clear()
+            self._share.close()
+
+    # ---------------------------------------------------------------------------------------------------- kinds differ
+
+    @abstractmethod
+    def _accept(self, start: Start) -> bytes:
+        """Check what is asked of all items; the message `started`."""
+
+    @abstractmethod
+    def _take(self, kind: str, content: Any) -> None:
+        """Something that the client said after `start`."""
+
+    def _admit(self) -> None:
+        """Give the host what waits, as far as it may."""
+
+    def _may_send(self, cost: int) -> bool:
+        return True
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def _begin(self) -> bytes:
+        message = await self._next()
+        kind = message.WhichOneof("kind") if message is not None else None
+        if message is None or kind != "start":
+            raise invalid(f"the first message is {kind or 'missing'}, it must be start")
+        self._host = self._desk.find(message.start.teacher)
+        self._teacher = message.start.teacher  # only now: names of figures are ours
+        await self._host.wait_ready()
+        self._info = self._desk.information(self._host)
+        expect(message.start.expectation, self._info)
+        return self._accept(message.start)
+
+    async def _next(self) -> Any:
+        """The client's next message, None after its last."""
+        try:
+            async with asyncio.timeout(self._desk.timing.silent):
+                raw = await self._context.read()
+        except TimeoutError:
+            text = f"nothing came for {self._desk.timing.silent:g} s; send `alive` when there is nothing else"
+            raise LimbeckError(Reason.PEER_SILENT, problems=[Problem(text)]) from None
+        return None if raw is grpc.aio.EOF else parse(self.request, raw)
+
+    async def _read(self) -> None:
+        while (message := await self._next()) is not None:
+            kind = message.WhichOneof("kind")
+            if kind == "cancel":
+                self._cancel(message.cancel.item_id)
+            elif kind in ("start", None):
+                raise invalid("start is said once" if kind else "a message says nothing that is known here")
+            elif kind != "alive":
+                self._take(kind, getattr(message, kind))
+            self._wake.set()
+            while self._told > UNREAD:  # a client that sends faults and reads no answer
+                self._relief.clear()
+                await self._relief.wait()
+        self._half_closed = True
+        self._wake.set()
+
+    def _keep(self, message: Any, check: Callable[[], Item]) -> bool:
+        """Take an item in, or say why not; whether it was taken in."""
+        if message.item_id in self._items:
+            raise invalid("is the id of an item that is not answered yet", f"item {message.item_id}")
+        if self._draining:
+            return False  # the client sends it again elsewhere
+        try:
+            item = check()
+            self._use.take(item.tokens, item.size)
+        except LimbeckError as error:
+            self._fail(message.item_id, error)
+            return False
+        self._items[message.item_id] = item
+        return True
+
+    def _cancel(self, item_id: int) -> None:
+        item = self._items.get(item_id)
+        if item is None:
+            return  # answered meanwhile
+        self._forget(item_id)
+        self._desk.metrics.items.labels(self._teacher, self.method, "dropped").inc()
+        if item.begun:
+            self._host.cancel(self, [item_id])
+
+    def _forget(self, item_id: int) -> None:
+        item = self._items.pop(item_id)
+        self._use.give_back(item.tokens, item.size)
+        if item.begun:
+            self._release(item.left)
+        if any(entry[0] == item_id for entry in self._out):
+            self._out = deque(entry for entry in self._out if entry[0] != item_id)
+        self._wake.set()
+
+    def _release(self, cost: int) -> None:
+        self._share.free(cost)
+
+    def _fail(self, item_id: int, error: LimbeckError) -> None:
+        failed = pb.ItemFailed(item_id=item_id, error=wire_error(error))
+        self._control.append(self.response(failed=failed).SerializeToString())
+        self._told += len(self._control[-1])
+        self._desk.metrics.items.labels(self._teacher, self.method, "failed").inc()
+        self._desk.metrics.errors.labels(str(error.reason)).inc()
+        self._wake.set()
+
+    # --------------------------------------------------------------------------------------------------------- writing
+
+    async def _write(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._ended is not None:
+                raise self._ended
+            self._same_teacher()
+            self._admit()
+            if self._control:
+                message = self._control.popleft()
+                await self._send(message)
+                self._told -= len(message)
+                self._relief.set()
+            elif self._out and self._may_send(self._out[0][2]):
+                await self._send_answer()
+            elif not self._items and self._half_closed:
+                return
+            elif self._draining and not any(item.begun for item in self._items.values()):
+                raise shutting_down()
+            else:
+                await self._pause()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._desk.timing.alive):
+                await self._wake.wait()
+        except TimeoutError:
+            self._desk.confirm(f"/limbeck.v1.TeacherService/{self.method}", self._caller)
+            alive = pb.Alive(position=len(self._items))
+            await self._send(self.response(alive=alive).SerializeToString())
+
+    async def _send_answer(self) -> None:
+        item_id, response, cost, last = self._out.popleft()
+        item = self._items[item_id]
+        item.left -= cost
+        self._sent(cost)
+        await self._send(response)
+        self._share.free(cost)
+        if last and self._items.pop(item_id, None) is not None:  # it may have been dropped while it was sent
+            self._use.give_back(item.tokens, item.size)
+            self._desk.metrics.items.labels(self._teacher, self.method, "answered").inc()
+            self._desk.metrics.tokens.labels(self._teacher, self.method).inc(item.tokens)
+
+    def _sent(self, cost: int) -> None:
+        """Credit was used."""
+
+    async def _send(self, message: bytes) -> None:
+        await self._context.write(message)
+        self._desk.metrics.sent.labels(self.method).inc(len(message))
+
+    def _same_teacher(self) -> None:
+        """A worker that was started again may have found other weights."""
+        if self._host.info is not None and self._desk.information(self._host) != self._info:
+            raise LimbeckError(Reason.TEACHER_MISMATCH, "The teacher was started again and is another one now.")
+
+
+class ScoreStream(Stream):
+    """A call of Score."""
+
+    method, request, response = "Score", pb.ScoreRequest, pb.ScoreResponse
+
+    def __init__(self, context: Any, caller: Caller, use: Use, desk: Desk) -> None:
+        super().__init__(context, caller, use, desk)
+        self._waiting: deque[tuple[list[int], bool]] = deque()  # groups that are begun together, and whether alone
+        self._credit = 0  # granted and not sent
+        self._reserved = 0  # of begun items, not sent
+        self._want_message: pb.Want
+        self._want: Want
+
+    def _accept(self, start: pb.ScoreStart) -> bytes:
+        self._want_message, self._want = start.want, checked_want(start.want, self._info)
+        self._bfloat16 = start.want.hidden_dtype == signal_pb2.DTYPE_BFLOAT16
+        self._credit = start.credit
+        header = header_for(self._info, self._want)
+        started = pb.ScoreStarted(
+            teacher=self._desk.describe(self._host), header=header_message(header) if header else None
+        )
+        return pb.ScoreResponse(started=started).SerializeToString()
+
+    def _take(self, kind: str, content: Any) -> None:
+        if kind == "grant":
+            self._credit += content.bytes
+            return
+        kept = [m.item_id for m in content.items if self._keep(m, lambda m=m: self._checked(m))]  # type: ignore[misc]
+        if kept and content.alone:
+            self._waiting.append((kept, True))
+        else:
+            self._waiting.extend(([item_id], False) for item_id in kept)
+
+    def _checked(self, message: pb.ScoreItem) -> Item:
+        tokens, cost = checked_item(message, self._want, self._info, self._desk.limits, bfloat16=self._bfloat16)
+        return Item(message, tokens, message.ByteSize(), cost)
+
+    def _admit(self) -> None:
+        mixed: list[pb.ScoreItem] = []
+        while self._waiting and not (self._draining and not self._half_closed):
+            group, alone = self._waiting[0]
+            there = [self._items[item_id] for item_id in group if item_id in self._items]
+            cost = sum(item.left for item in there)
+            enough = self._half_closed or self._credit - self._reserved >= min(cost, FRAGMENT)
+            if there and not (enough and self._share.room(cost)):
+                break
+            self._waiting.popleft()
+            self._reserved += cost
+            self._share.hold(cost)
+            for item in there:
+                item.begun = True
+            messages = [item.message for item in there]
+            if alone and messages:
+                self._host.score(self._caller.name, self._want_message, messages, self, alone=True)
+            else:
+                mixed += messages
+        if mixed:
+            self._host.score(self._caller.name, self._want_message, mixed, self, alone=False)
+
+    def _may_send(self, cost: int) -> bool:
+        return self._half_closed or self._credit > 0 or cost == 0
+
+    def _sent(self, cost: int) -> None:
+        self._credit -= cost
+        self._reserved -= cost
+
+    def _release(self, cost: int) -> None:
+        self._reserved -= cost
+        super()._release(cost)
+
+
+class GenerateStream(Stream):
+    """A call of Generate. Answers take no credit."""
+
+    method, request, response = "Generate", pb.GenerateRequest, pb.GenerateResponse
+
+    def answer(self, item_id: int, response: bytes, cost: int, last: bool) -> None:
+        super().answer(item_id, response, 0, last)
+
+    def _accept(self, start: pb.GenerateStart) -> bytes:
+        self._sampling_message, self._sampling = start.sampling, checked_sampling(start.sampling, self._info)
+        started = pb.GenerateStarted(teacher=self._desk.describe(self._host))
+        return pb.GenerateResponse(started=started).SerializeToString()
+
+    def _take(self, kind: str, content: Any) -> None:
+        kept = [m for m in content.prompts if self._keep(m, lambda m=m: self._checked(m))]  # type: ignore[misc]
+        for message in kept:
+            self._items[message.item_id].begun = True
+        if kept:
+            self._host.generate(self._caller.name, self._sampling_message, kept, self)
+
+    def _checked(self, message: pb.Prompt) -> Item:
+        return Item(message, checked_prompt(message, self._sampling, self._info), message.ByteSize())
+
+
+def shutting_down() -> LimbeckError:
+    """Why a call ends while the server drains."""
+    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")

@@ -1,0 +1,146 @@
+"""limbeck.v1.TeacherService: which call goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from limbeck.errors import LimbeckError, Problem, Reason, nearest
+from limbeck.interfaces import TeacherInfo
+from limbeck.service.auth import Access
+from limbeck.service.config import ServeConfig
+from limbeck.service.gate import CALLER
+from limbeck.service.host import TeacherHost
+from limbeck.service.metrics import Metrics
+from limbeck.service.quotas import Clients
+from limbeck.service.streams import Desk, GenerateStream, ScoreStream, Stream, shutting_down
+from limbeck.service.translate import parse
+from limbeck.v1 import teacher_service_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+_STATES = {
+    "starting": pb.Teacher.STATE_STARTING,
+    "ready": pb.Teacher.STATE_READY,
+    "failed": pb.Teacher.STATE_FAILED,
+}
+
+
+class TeacherService:
+    """The handlers. Requests and answers are bytes: what a worker encoded is passed on unread."""
+
+    def __init__(self, config: ServeConfig, hosts: Mapping[str, TeacherHost], access: Access, metrics: Metrics) -> None:
+        self._config, self._hosts, self._metrics = config, hosts, metrics
+        self._clients = Clients(config.limits)
+        self._desk = Desk(
+            self._host, self._describe, self._information, config.limits, config.timing, metrics, access.confirm
+        )
+        self._open: set[Stream] = set()
+        self._calls = 0
+        self.draining = False
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """All methods of the service."""
+        made = {
+            "ListTeachers": grpc.unary_unary_rpc_method_handler(self._counted(self.list_teachers)),
+            "GetTeacher": grpc.unary_unary_rpc_method_handler(self._counted(self.get_teacher)),
+            "Score": grpc.stream_stream_rpc_method_handler(self._counted(self.score)),
+            "Generate": grpc.stream_stream_rpc_method_handler(self._counted(self.generate)),
+            "GetOutputHead": grpc.unary_stream_rpc_method_handler(self._counted(self.get_output_head)),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, made)
+
+    @property
+    def busy(self) -> int:
+        """Calls under way."""
+        return self._calls
+
+    def drain(self) -> None:
+        """Take no new streams; those open finish what is under way."""
+        self.draining = True
+        for stream in self._open:
+            stream.drain()
+
+    def end(self) -> None:
+        """End all streams now, with a word."""
+        for stream in self._open:
+            stream.end(shutting_down())
+
+    async def list_teachers(self, request: bytes, context: Any) -> bytes:
+        """See the proto."""
+        parse(pb.ListTeachersRequest, request)
+        teachers = [self._describe(self._hosts[name]) for name in sorted(self._hosts)]
+        return pb.ListTeachersResponse(teachers=teachers).SerializeToString()
+
+    async def get_teacher(self, request: bytes, context: Any) -> bytes:
+        """See the proto."""
+        host = self._host(parse(pb.GetTeacherRequest, request).name)
+        return pb.GetTeacherResponse(teacher=self._describe(host)).SerializeToString()
+
+    async def score(self, request: Any, context: Any) -> None:
+        """See the proto."""
+        await self._stream(ScoreStream, context)
+
+    async def generate(self, request: Any, context: Any) -> None:
+        """See the proto."""
+        await self._stream(GenerateStream, context)
+
+    async def get_output_head(self, request: bytes, context: Any) -> None:
+        """See the proto."""
+        host = self._host(parse(pb.GetOutputHeadRequest, request).teacher)
+        await host.wait_ready()
+        sent = self._metrics.sent.labels("GetOutputHead")
+        async for response in host.head():
+            await context.write(response)
+            sent.inc(len(response))
+
+    async def _stream(self, kind: type[Stream], context: Any) -> None:
+        caller = CALLER.get()
+        with self._clients.stream(caller.name) as use:
+            stream = kind(context, caller, use, self._desk)
+            self._open.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._open.discard(stream)
+
+    def _counted(self, handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def call(request: Any, context: Any) -> Any:
+            if self.draining:
+                raise shutting_down()
+            self._calls += 1
+            try:
+                return await handler(request, context)
+            finally:
+                self._calls -= 1
+
+        return call
+
+    def _host(self, name: str) -> TeacherHost:
+        if name not in self._hosts:
+            raise unknown(Reason.TEACHER_UNKNOWN, "teacher", name, list(self._hosts))
+        return self._hosts[name]
+
+    def _information(self, host: TeacherHost) -> TeacherInfo:
+        """What a client may rely on."""
+        assert host.info is not None, "it is ready"
+        if self._config.allow_full:
+            return host.info
+        return replace(host.info, capabilities=host.info.capabilities - {"full"})
+
+    def _describe(self, host: TeacherHost) -> pb.Teacher:
+        message = pb.Teacher()
+        message.CopyFrom(host.message)
+        message.limits.CopyFrom(self._config.limits.message())
+        if not self._config.allow_full and "full" in message.capabilities:
+            message.capabilities.remove("full")
+        return message
+
+
+def unknown(reason: Reason, what: str, name: str, known: list[str]) -> LimbeckError:
+    """There is no `what` of this name."""
+    guess = nearest(name, known)
+    hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(sorted(known)[:20]) or 'none'}"
+    return LimbeckError(reason, problems=[Problem(f"{name[:80]!r} is no {what} here", field="name", hint=hint)])

@@ -159,6 +159,11 @@ class LimbeckError(Exception):
         return (type(self), (self.reason, self.message, self.problems))
 
 
+def counted(number: int, plural: str) -> str:
+    """`1 row`, `2,000 rows`: a count with its noun, given in the plural."""
+    return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was probably meant to be, or None."""
     from difflib import get_close_matches

@@ -121,11 +121,11 @@ def test_without_a_total_there_is_no_time_left(clock: list[float]) -> None:
     assert progress.progress_text(stage, None) == "3,000 rows, 1,500 rows/s"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
+def test_one_of_a_kind_is_told_in_the_singular(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with progress.Lines() as display:
+        display(event(StageStarted(total=1, unit="pages"), "report"))
+    assert capsys.readouterr().out == "report: 1 page\n"
+    assert progress.progress_text(progress.Clock(0, 1, "pages"), None) == "0 of 1 page"
 
 
 def test_a_ramp_is_told_once_and_a_step_function_at_each_step(

@@ -34,7 +34,7 @@ def test_trained_tokens_stand_in_brackets_and_bad_rows_are_listed(data: Path) ->
 def test_case_c52_prints_both_mistakes_and_the_count(data: Path) -> None:
     done = preview(data / "C52" / "rows.jsonl", "--tokenizer", data / "tok_a")
     assert done.exit_code == 2
-    assert "0 of 1 rows are valid" in done.output
+    assert "0 of 1 row is valid" in done.output
     assert "a comma is missing" in done.output
     assert "did you mean bedrock-conversation-2024?" in done.output
 
@@ -106,7 +106,7 @@ def test_case_c28_from_its_recipe(recipe: Path) -> None:
     rows = recipe.parent / "rows.jsonl"
     assert f"{rows}:1: completion: nothing left to train: the prompt alone has 90 tokens" in done.output
     assert f"{rows}:4: completion: nothing left to train: the prompt alone has 400 tokens" in done.output
-    assert "1 rows are cut (6 trained tokens lost)" in done.output
+    assert "1 row cut (6 trained tokens lost)" in done.output
     recipe.write_text(recipe.read_text().replace("max_length: 64", "max_length: 64, on_bad_row: quarantine"))
     assert preview(recipe).exit_code == 0
 

@@ -4,14 +4,17 @@ import asyncio
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from limbeck.data import Tokenizer
+from limbeck.data import Tokenizer, prepare, read_rows
+from limbeck.data.tokenizer import Piece
 from limbeck.errors import LimbeckError, Reason
 from limbeck.generators import PLUGINS, PromptsConfig
 from limbeck.generators import prompts as module
 from limbeck.generators.prompts import Prompts
-from limbeck.interfaces import Sampling
+from limbeck.interfaces import Completion, Sampling
+from limbeck.recipe import DataSpec
 from limbeck.teachers import TransformersConfig
 from limbeck.teachers.text import TeacherText
 from limbeck.teachers.transformers import TransformersTeacher
@@ -176,3 +179,43 @@ def test_a_real_teacher_answers_the_same_from_any_position(tmp_path, tiny_teache
     digest = teacher.info().weights_digest
     assert {sample.lineage["teacher"]["weights_digest"] for sample in whole} == {digest}
     asyncio.run(teacher.close())
+
+
+class Dictated:
+    """A teacher that writes given ids, prompt i the i-th."""
+
+    def __init__(self, teacher, *answers):
+        self.info, self.answers = teacher.info, answers
+
+    async def generate(self, prompts, sampling):
+        for prompt in reversed(prompts):
+            yield Completion(prompt.item_id, np.array(self.answers[prompt.item_id], np.int32), "stop")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_answers_whose_text_gives_other_tokens_are_marked(tmp_path, tiny_teacher, chat):
+    tokenizer = Tokenizer.load(tiny_teacher)
+    whole, other = (tokenizer.encode([Piece(text, False)])[0][1:].tolist() for text in (" an é ", "é"))
+    answers = [whole, other[:1], [*whole, tokenizer.eos_ids[0], *whole], whole[:3], []]
+    prompts = [{"messages": CHAT}] * 5 if chat else [{"prompt": f"q{i}"} for i in range(5)]
+    config = PromptsConfig(path=write(tmp_path / "p.jsonl", *prompts), min_success_ratio=0.0)
+    model = TeacherText(Dictated(TransformersTeacher(TransformersConfig(model=str(tiny_teacher))), *answers), tokenizer)
+    found = run(Prompts(config), model)
+    marks = [sample.lineage.get("retokenized", False) for sample in found]
+    trimmed = chat and tokenizer.template.text.count("trim") > 0
+    assert marks == [trimmed, True, True, trimmed, False]
+    rows, problems = read_rows_of(tmp_path, found)
+    prepared = prepare(rows, problems, tokenizer, DataSpec(path="x", holdout=0))
+    assert prepared.figures["retokenized"] == sum(marks)
+    for sequence, sample in zip(prepared.train, [s for s in found if s.rejected is None], strict=True):
+        ids = sequence.ids[sequence.trained].tolist()
+        same = ids[: len(answers[sample.position])] == answers[sample.position]
+        assert same != sample.lineage.get("retokenized", False)
+    (note,) = prepared.notes
+    assert f"{sum(marks)} of 4 rows are trained as other tokens" in note.message
+
+
+def read_rows_of(folder, found):
+    return read_rows(
+        [Path(write(folder / "rows.jsonl", *({**s.row, "lineage": s.lineage} for s in found if s.rejected is None)))]
+    )

@@ -64,8 +64,15 @@ def test_numbers_read_well() -> None:
         "–", "NaN", "−∞", "0", "1,234", "0.000123", "1.00e−09",
     ]  # fmt: skip
     assert (count(268_098_176), size(1 << 30), percent(0.5), duration(3725)) == (
-        "268.1 M", "1.0 GiB", "50.0\u00a0%", "1 h 02 min",
+        "268.1 M", "1.0 GiB", "50.0\u00a0%", "1 h 2 min",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def figures(kl: float | None, top1: float | None) -> ModelFigures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pytest
 
 from limbeck.runs.desk import TeacherDesk
 from limbeck.runs.events import EventLog, read_events
-from limbeck.runs.stage import Figures, Interrupted, Record, Run, execute, plan
+from limbeck.runs.stage import Figures, Interrupted, Record, Run, execute, in_bursts, plan
 
 
 class Toy:
@@ -162,3 +163,34 @@ def test_sealed_output_is_looked_at_where_it_is_to_be_read_or_was_touched(tmp_pa
     assert work(tmp_path, *stages("2")) == []
     assert SealedToy.checks == 0
     assert Record(tmp_path, "a").figures == {"size": 1.0}
+
+
+def test_what_comes_at_once_is_told_as_one() -> None:
+    told: list[int] = []
+
+    async def work() -> None:
+        add = in_bursts(told.append)
+        for batch in (64, 3):
+            await asyncio.sleep(0)  # the teacher writes
+            for _ in range(batch):
+                add(1)
+        add(2)
+
+    asyncio.run(work())
+    assert told == [64, 5]
+
+
+def test_a_teacher_that_is_never_waited_for_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("limbeck.runs.stage.time", SimpleNamespace(monotonic=lambda: now[0]))
+    told: list[int] = []
+
+    async def work() -> None:
+        add = in_bursts(told.append)
+        for _ in range(10):
+            add(1)
+            now[0] += 0.3
+
+    asyncio.run(work())
+    assert sum(told) == 10
+    assert len(told) > 1

@@ -40,6 +40,8 @@ def command(recipe: Path, as_json: bool) -> None:
         raise draft.error
     found = check(loaded, registry)
     found.put_first(Reason.RECIPE_INVALID, draft.problems)
+    if draft.problems and len(found.problems) == len(draft.problems):
+        raise draft.error
     warnings = [] if draft.problems else [*found.warnings, *found.rows]  # they may come of what is left out
     if found.problems:
         if not as_json:

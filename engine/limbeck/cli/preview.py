@@ -165,6 +165,7 @@ def _print(
     tokenizer: Tokenizer, prepared: Prepared, problems: list[Problem], sequences: list[tuple[str, TokenSequence]]
 ) -> None:
     from limbeck.data.show import bracketed, parts
+    from limbeck.errors import counted
 
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for split, sequence in sequences:
@@ -175,12 +176,14 @@ def _print(
         click.echo(f"{head}\n{_styled(found) if coloured else bracketed(found)}\n")
     figures = prepared.figures
     total, bad = int(figures["rows"]), int(figures["bad_rows"])
-    click.echo(f"{total - bad} of {total} rows are valid")
+    click.echo(f"{total - bad:,} of {counted(total, 'rows')} {'is' if total == 1 else 'are'} valid")
     if prepared.train or prepared.holdout:
         click.echo(
-            f"{figures['train_sequences']:.0f} sequences to train on, {figures['holdout_sequences']:.0f} held out; "
-            f"{figures['trained_tokens']:.0f} of {figures['tokens']:.0f} tokens are trained; "
-            f"{figures['truncated']:.0f} rows are cut ({figures['lost_tokens']:.0f} trained tokens lost)"
+            f"{counted(int(figures['train_sequences']), 'sequences')} to train on, "
+            f"{figures['holdout_sequences']:,.0f} held out; "
+            f"{figures['trained_tokens']:,.0f} of {counted(int(figures['tokens']), 'tokens')} trained; "
+            f"{counted(int(figures['truncated']), 'rows')} cut "
+            f"({counted(int(figures['lost_tokens']), 'trained tokens')} lost)"
         )
     for title, items in (("Bad rows", problems), ("Notes", prepared.notes)):
         if items:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from limbeck.cli import output
+from limbeck.errors import counted
+from limbeck.report.numbers import duration
 from limbeck.runs.events import to_json
 from limbeck.v1.event_pb2 import Event
 
@@ -195,14 +197,15 @@ class Bars:
 def started_text(event: Event) -> str:
     """What is said when a stage begins."""
     said = event.stage_started
-    total = f"{said.total:,} {said.unit}" if said.total else said.unit
+    total = counted(said.total, said.unit) if said.total else said.unit
     before = f", {said.done:,} done before" if said.done else ""
     return f"{event.stage}: {total}{before}"
 
 
 def progress_text(clock: Clock, loss: float | None) -> str:
     """`40 of 160 rows, 2.1 rows/s, 57 s left, loss 1.23`."""
-    parts = [f"{clock.done:,} of {clock.total:,} {clock.unit}" if clock.total else f"{clock.done:,} {clock.unit}"]
+    of = f"{clock.done:,} of {counted(clock.total, clock.unit)}" if clock.total else counted(clock.done, clock.unit)
+    parts = [of]
     if clock.rate is not None:
         parts.append(f"{clock.rate:,.3g} {clock.unit}/s" if clock.rate < 1000 else f"{clock.rate:,.0f} {clock.unit}/s")
     if clock.left is not None:
@@ -240,14 +243,3 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
             return None
         return f"{event.stage}: {said_knob.knob} {said_knob.before:g} → {said_knob.after:g} at step {event.step}"
     return None
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `57 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

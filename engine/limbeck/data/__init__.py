@@ -1,6 +1,6 @@
 """Rows: formats, chat rendering, loss masks, split, quarantine."""
 
-from limbeck.data.prepare import Prepared, prepare
+from limbeck.data.prepare import Prepared, answer_ids, prepare, retokenized
 from limbeck.data.rows import Row, prompt_of, read_rows, reject_reason
 from limbeck.data.sequence import TokenSequence
 from limbeck.data.store import read_sequences, write_sequences
@@ -11,10 +11,12 @@ __all__ = [
     "Row",
     "TokenSequence",
     "Tokenizer",
+    "answer_ids",
     "prepare",
     "prompt_of",
     "read_rows",
     "read_sequences",
     "reject_reason",
+    "retokenized",
     "write_sequences",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.data.chat import TemplateError
-from limbeck.data.rows import Row
+from limbeck.data.rows import Message, Row
 from limbeck.data.sequence import TokenSequence
 from limbeck.data.split import held_out, split_groups
 from limbeck.data.tokenizer import Piece, Tokenizer
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, counted
 
 if TYPE_CHECKING:
     from limbeck.recipe import DataSpec
@@ -89,8 +90,29 @@ def prepare(
     return _assemble(good, bad, len(bad_rows), spec)
 
 
+def answer_ids(
+    prompt: str | list[Message], answer: str, finish_reason: str, tokenizer: Tokenizer
+) -> npt.NDArray[np.int32] | None:
+    """Ids int32 [t] that an answer to a prompt is trained as, without end tokens; None where it cannot be trained."""
+    row = Row("", 0, {"prompt": prompt, "completion": answer, "finish_reason": finish_reason}, "completion")
+    try:
+        (sequence,) = _encode(row, tokenizer, sys.maxsize).sequences
+    except _Bad:
+        return None
+    ids = sequence.ids[sequence.trained]
+    inner = [place for place, number in enumerate(ids.tolist()) if not tokenizer.is_control(number)]
+    return ids[: inner[-1] + 1 if inner else 0]
+
+
+def retokenized(value: Mapping[str, Any]) -> bool:
+    """Whether a row says that a teacher wrote its answer in other tokens than its text gives."""
+    lineage = value.get("lineage")
+    return isinstance(lineage, dict) and lineage.get("retokenized") is True
+
+
 def _summary(good: int, rows: int) -> str:
-    return f"{good} of {rows} rows are valid." if rows else "No row could be read."
+    verb = "is" if rows == 1 else "are"
+    return f"{good:,} of {counted(rows, 'rows')} {verb} valid." if rows else "No row could be read."
 
 
 def _assemble(good: list[tuple[Row, _Encoded]], bad: list[Problem], bad_rows: int, spec: DataSpec) -> Prepared:
@@ -126,7 +148,14 @@ def _assemble(good: list[tuple[Row, _Encoded]], bad: list[Problem], bad_rows: in
         "truncated": sum(encoded.truncated for _, encoded in good),
         "lost_tokens": sum(encoded.lost_tokens for _, encoded in good),
         "lost_bytes": sum(encoded.lost_bytes for _, encoded in good),
+        "retokenized": sum(retokenized(row.value) for row, _ in good),
     }
+    if figures["retokenized"]:
+        what = (
+            f"{figures['retokenized']:,} of {counted(len(good), 'rows')} are trained as other tokens than those that "
+        )
+        what += "the teacher wrote: its text, read again, gives others"
+        notes.insert(0, Problem(what, hint="they are marked `retokenized` in rows/rows.jsonl"))
     return Prepared(train, holdout, bad, notes, {name: float(value) for name, value in figures.items()})
 
 

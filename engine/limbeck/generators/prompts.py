@@ -68,6 +68,8 @@ class Prompts:
                     if position < start:
                         continue
                     sample = self._sample(position, text, finish_reason, teacher)
+                    if position in getattr(model, "retokenized", ()):
+                        sample.lineage["retokenized"] = True
                     good += sample.rejected is None
                     rejected.update([sample.rejected] if sample.rejected else [])
                     yield sample

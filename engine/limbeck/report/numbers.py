@@ -39,11 +39,14 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 4.2 s, 3 min 20 s or 2 h 05 min."""
-    if seconds < 60:
+    """`0.4 s`, `57 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _scaled(value: float | None, base: int, units: tuple[str, ...]) -> str:

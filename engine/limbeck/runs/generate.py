@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.files import AppendLog, sha256_file
+from limbeck.files import AppendLog, read_json_lines, sha256_file
 from limbeck.interfaces import Generator, Sample, TextModel
 from limbeck.runs.contents import Contents
-from limbeck.runs.stage import Figures, Run
+from limbeck.runs.stage import Figures, Run, in_bursts
 
 ROWS, REJECTED = "rows/rows.jsonl", "rows/rejected.jsonl"
 
@@ -37,6 +37,8 @@ class Generate:
         return found
 
     def run(self, run: Run) -> Figures:
+        from limbeck.data import retokenized
+
         assert run.recipe.generator is not None
         generator: Generator = run.recipe.generator.make()
         (run.path / "rows").mkdir(exist_ok=True)
@@ -45,7 +47,8 @@ class Generate:
                 if log.repaired:
                     run.log.warn("LOG_MENDED", log.repaired)
             model = _text_model(run) if generator.needs_teacher else None
-            run.desk.ask(_write(run, generator, model, rows, rejected))
+            with run.progress("rows", generator.count(), rows.count + rejected.count) as advance:
+                run.desk.ask(_write(run, generator, model, rows, rejected, in_bursts(advance)))
             made, refused = rows.count, rejected.count
         if made == 0:
             hint = (
@@ -54,24 +57,31 @@ class Generate:
             problem = Problem(f"0 of {refused} samples are usable", field=run.recipe.generator.field, hint=hint)
             raise LimbeckError(Reason.GENERATION_FAILED, problems=[problem])
         generator.require(made, refused)  # while it worked it saw the samples of this attempt only
-        return {"rows": made, "rejected": refused}
+        others = sum(retokenized(row) for _, row in read_json_lines(run.path / ROWS))
+        return {"rows": made, "rejected": refused, "retokenized": others}
 
 
-async def _write(run: Run, generator: Generator, model: TextModel | None, rows: AppendLog, rejected: AppendLog) -> None:
+async def _write(
+    run: Run,
+    generator: Generator,
+    model: TextModel | None,
+    rows: AppendLog,
+    rejected: AppendLog,
+    advance: Callable[[int], None],
+) -> None:
     """Append each sample as it comes. What was appended before is not asked for again."""
     start = rows.count + rejected.count
-    with run.progress("rows", generator.count(), start) as advance:
-        async with aclosing(generator.samples(start, model)) as samples:
-            async for sample in samples:
-                assert sample.position == rows.count + rejected.count, "samples come in order of position"
-                log = rows if sample.rejected is None else rejected
-                log.append(_line(sample), sync=False)
-                advance(1)
-                if run.stop() is not None:
-                    break
-        rows.sync()
-        rejected.sync()
-        run.check_stop()
+    async with aclosing(generator.samples(start, model)) as samples:
+        async for sample in samples:
+            assert sample.position == rows.count + rejected.count, "samples come in order of position"
+            log = rows if sample.rejected is None else rejected
+            log.append(_line(sample), sync=False)
+            advance(1)
+            if run.stop() is not None:
+                break
+    rows.sync()
+    rejected.sync()
+    run.check_stop()
 
 
 def _line(sample: Sample) -> dict[str, Any]:

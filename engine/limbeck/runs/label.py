@@ -12,7 +12,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, Want
 from limbeck.runs.contents import Contents
 from limbeck.runs.prepare import HOLDOUT, TRAIN
-from limbeck.runs.stage import Figures, Record, Run
+from limbeck.runs.stage import Figures, Record, Run, in_bursts
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
@@ -89,7 +89,7 @@ class Label:
             ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
             with run.progress("tokens", tokens, ready) as advance:
                 for split, writer in writers.items():
-                    _score(run, teacher, splits[split], wants[split], writer, advance)
+                    _score(run, teacher, splits[split], wants[split], writer, in_bursts(advance))
         for split, sequences in splits.items():
             store = SignalStore(folder_of(run.path, split))
             figures["bytes"] += store.bytes

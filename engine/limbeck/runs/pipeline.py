@@ -73,8 +73,11 @@ def run_recipe(
         if resume:
             check_folder(recipe.output)
             refuse_changes(recipe, allow_changed=allow_changed)
+        warnings: list[Problem] = []
         if not _all_done(recipe, stages, contents):
-            check(recipe, registry, contents).raise_problems()
+            found = check(recipe, registry, contents)
+            found.raise_problems()
+            warnings = found.warnings
     with (
         recipe.placing(),
         RunFolder(recipe.output) as folder,
@@ -83,6 +86,8 @@ def run_recipe(
     ):
         folder.record(recipe.path, recipe.text, recipe.resolved())
         log.emit(RunStarted(limbeck_version=limbeck.__version__, recipe_digest=recipe.digest))
+        for warning in warnings:
+            log.warn("PREFLIGHT", str(warning))
         run = Run(recipe, contents, folder.path, log, desk, stop or (lambda: None), allow_changed)
         last: Any = None
         start = time.monotonic()

@@ -210,6 +210,10 @@ class _Check:
         rows, problems = read_rows(there)
         self.chat_rows = any("messages" in row.value for row in rows)
         self.found.facts["data"] = {"files": [str(path) for path in files], "rows": len(rows)}
+        pairs = [loss for loss in recipe.losses if loss.needs.pairs]
+        if pairs and rows and not any(row.format == "preference" for row in rows):
+            message = f"{pairs[0].name} needs preference rows (prompt, chosen, rejected); there are none"
+            self.found.refuse(Reason.DATA_INVALID, message, field=pairs[0].field)
         lines = {(problem.file, problem.line) for problem in problems if problem.line}
         if there != files or self._too_many_held_out(len(rows) + len(lines)):
             spec = spec.model_copy(update={"holdout": 0})  # what the rows hold can be told, not whether it is enough
@@ -220,10 +224,6 @@ class _Check:
         self.figures = dict(prepared.figures)
         self.found.facts["data"] |= prepared.figures
         self.found.rows += [*prepared.bad, *prepared.notes]
-        pairs = [loss for loss in recipe.losses if loss.needs.pairs]
-        if pairs and not prepared.figures.get("pairs"):
-            message = f"{pairs[0].name} needs preference rows (prompt, chosen, rejected); there are none"
-            self.found.refuse(Reason.DATA_INVALID, message, field=pairs[0].field)
         longest = int(prepared.figures.get("longest", 0))
         if self.info is not None and longest > self.info.max_length:
             message = f"the longest sequence has {longest} tokens, the teacher reads at most {self.info.max_length}"
@@ -235,8 +235,9 @@ class _Check:
         holdout = self.recipe.data.holdout
         if not 1 <= holdout >= rows > 0:
             return False
-        message = f"{holdout} rows are to be held out, but there are only {rows}: none is left to train on"
-        self.found.refuse(Reason.DATA_INVALID, message, field="data.holdout", hint=f"allowed is up to {rows - 1}")
+        there = "is only 1 row" if rows == 1 else f"are only {rows:,} rows"
+        message = f"holds out {holdout:,}, but there {there}: none is left to train on"
+        self.found.refuse(Reason.DATA_INVALID, message, field="data.holdout", hint=f"allowed is up to {rows - 1:,}")
         return True
 
     def _prompts(self, files: list[Path]) -> None:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import counted
 from limbeck.files import write_atomic
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.generate import ROWS
 from limbeck.runs.stage import Figures, Run
 
 TRAIN, HOLDOUT, QUARANTINE = "sequences/train.arrow", "sequences/holdout.arrow", "sequences/quarantine.jsonl"
+NOTES = 5  # notes on rows that are told one by one
 
 
 class Prepare:
@@ -40,8 +42,14 @@ class Prepare:
         write_sequences(run.path / TRAIN, prepared.train)
         if prepared.bad:
             write_quarantine(run.path / QUARANTINE, prepared.bad)
-            message = f"{len(prepared.bad)} rows were set aside; {QUARANTINE} says which and why"
+            count = int(prepared.figures["quarantined"])
+            message = f"{counted(count, 'rows')} set aside; {QUARANTINE} says which and why"
             run.log.warn("ROWS_QUARANTINED", message)
+        for note in prepared.notes[:NOTES]:
+            run.log.warn("ROWS_NOTED", str(note))
+        if len(prepared.notes) > NOTES:
+            message = f"{len(prepared.notes) - NOTES:,} more of such; limbeck preview {run.recipe.path.name} lists them"
+            run.log.warn("ROWS_NOTED", message)
         return {name: float(value) for name, value in prepared.figures.items()}
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from limbeck.errors import LimbeckError
 from limbeck.files import digest, write_json
 from limbeck.runs.changes import differences
 from limbeck.runs.contents import Contents
@@ -69,6 +71,32 @@ class Run:
 
         yield advance
         self.log.emit(Progress(done=done, total=total or done, unit=unit))
+
+
+def in_bursts(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """`advance` for use in a running event loop: what comes at once is told as one.
+
+    A teacher answers a batch at a time. Told of the first answer alone, a display would take the rate for far too low.
+    """
+    fresh, began = 0, 0.0
+
+    def tell() -> None:
+        nonlocal fresh
+        items, fresh = fresh, 0
+        if items:
+            with suppress(LimbeckError):  # a full disk: what is written next tells of it
+                advance(items)
+
+    def add(items: int) -> None:
+        nonlocal fresh, began
+        if not fresh:
+            asyncio.get_running_loop().call_soon(tell)  # it gets its turn when the teacher is waited for again
+            began = time.monotonic()
+        fresh += items
+        if time.monotonic() - began >= PROGRESS_SECONDS:
+            tell()  # a teacher that is never waited for
+
+    return add
 
 
 class Stage(Protocol):

@@ -7,6 +7,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from limbeck.errors import LimbeckError, Problem
 from limbeck.interfaces import Prompt, Sampling, Teacher
 
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 class TeacherText:
     """Implements :class:`limbeck.interfaces.TextModel`.
 
-    `lineage` says which teacher writes, by digests of contents, for the rows that come of it.
+    `lineage` says which teacher writes, by digests of contents, for the rows that come of it. `retokenized`: the items
+    whose text, which is all that a row keeps, gives other tokens than the teacher wrote.
     """
 
     def __init__(self, teacher: Teacher, tokenizer: Tokenizer) -> None:
         self._teacher, self._tokenizer = teacher, tokenizer
+        self.retokenized: set[int] = set()
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -41,11 +45,17 @@ class TeacherText:
 
         Raises DATA_INVALID for a prompt that cannot be rendered, and what the teacher raises.
         """
+        from limbeck.data import answer_ids
+
         asked = self._encoded(prompts, first_id)
         async with aclosing(self._teacher.generate(asked, sampling)) as completions:
             async for completion in completions:
                 text = self._tokenizer.decode(completion.ids)
-                yield completion.item_id - first_id, text, completion.finish_reason
+                place = completion.item_id - first_id
+                ids = answer_ids(prompts[place], text, completion.finish_reason, self._tokenizer)
+                if ids is not None and not np.array_equal(ids, completion.ids):
+                    self.retokenized.add(completion.item_id)
+                yield place, text, completion.finish_reason
 
     def _encoded(self, prompts: Sequence[str | list[dict[str, Any]]], first_id: int) -> list[Prompt]:
         asked: list[Prompt] = []

@@ -1,0 +1,159 @@
+"""How far a signal's loss and gradient are from those of the whole vocabulary, on rows of one's own.
+
+Everything here is float64, so that what is seen is the signal: the part of the vocabulary that it leaves out (k), and
+the rounding of what it keeps (the codec).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.sequence import TokenSequence
+from limbeck.functional import Answer, Head, SignalBatch, Term, Values, collate, head_loss
+from limbeck.functional.head import backbone
+from limbeck.signals import OutputHead, Signal
+from limbeck.signals.fragments import bfloat16_bytes, bfloat16_numbers
+
+ROWS = 64  # tokens whose whole vocabulary is in memory at once
+EXACT = "exact"
+
+
+@dataclass
+class Line:
+    """One signal against the whole vocabulary. `loss`: the weighted sum per token; errors are relative.
+
+    `gradient_error`: ‖g − g*‖ / ‖g*‖ of ∂loss/∂hidden over all tokens, g* that of the whole vocabulary. `bytes`: what
+    it costs a token on the wire, None for what no signal carries.
+    """
+
+    signal: str
+    bytes: float | None
+    loss: float = 0.0
+    loss_error: float = 0.0
+    gradient_error: float = 0.0
+
+
+@dataclass
+class Audit:
+    """`lines[0]` is the whole vocabulary; all are over `tokens` of `rows`."""
+
+    rows: int
+    tokens: int
+    lines: list[Line] = field(default_factory=list)
+
+
+def audit(
+    model: nn.Module,
+    terms: Sequence[Term],
+    values: Mapping[str, Values],
+    sequences: Sequence[TokenSequence],
+    signals: Mapping[int, Signal],
+    teacher_head: OutputHead | None,
+    costs: Mapping[str, float],
+    ks: Sequence[int],
+    *,
+    advance: Callable[[int], object] = lambda tokens: None,
+) -> Audit:
+    """Compare signals of `sequences` with the whole vocabulary, for token losses that read a top k.
+
+    `signals` by index of the sequence: `top_k` at least as large as any of `ks`, at every temperature of `values`; and
+    the whole vocabulary as `full`, or as the last layer's hidden states with `teacher_head`. `costs`: bytes a token of
+    each signal's name (`top_k 64`, `hidden states f32`, `hidden states bf16`, `full`).
+    """
+    student = Head.of(model)
+    head = Head(student.weight.detach().double(), _double(student.bias), student.scale, student.soft_cap)
+    teacher = None if teacher_head is None else _head(teacher_head)
+    total = sum(len(sequence.kept) for sequence in sequences)
+    found = Audit(len(sequences), total)
+    lines = {name: Line(name, costs.get(name)) for name in _names(ks, teacher is not None)}
+    squares = dict.fromkeys(lines, 0.0)
+    norm = 0.0
+    temperatures = sorted({value.temperature for value in values.values()})
+    for sequence in sequences:
+        inputs, batch = collate([sequence], [signals[sequence.index]], temperatures, pad_id=0)
+        with torch.no_grad():
+            states = batch.select(backbone(model)(**inputs, use_cache=False).last_hidden_state).double()
+        for start in range(0, batch.n, ROWS):
+            rows = slice(start, start + ROWS)
+            exact, exact_gradient = 0.0, torch.zeros(0)
+            for name, k, part, part_head in _parts(batch, rows, teacher, temperatures, ks):
+                chosen = [term if k is None else replace(term, top_k=k) for term in terms]
+                loss, gradient = _loss(states[rows], head, part, chosen, values, total, part_head)
+                if name == EXACT:
+                    exact, exact_gradient = loss, gradient
+                    norm += float(gradient.square().sum())
+                lines[name].loss += loss
+                lines[name].loss_error += loss - exact
+                squares[name] += float((gradient - exact_gradient).square().sum())
+            advance(len(exact_gradient))
+    whole = lines[EXACT].loss
+    for name, line in lines.items():
+        line.loss_error = abs(line.loss_error) / abs(whole) if whole else 0.0
+        line.gradient_error = (squares[name] / norm) ** 0.5 if norm else 0.0
+    found.lines = list(lines.values())
+    return found
+
+
+def _names(ks: Sequence[int], hidden: bool) -> list[str]:
+    whole = ["hidden states f32", "hidden states bf16"] if hidden else ["full"]
+    return [EXACT, *whole, *(f"top_k {k}{part}" for k in sorted(ks, reverse=True) for part in (", k alone", ""))]
+
+
+Part = tuple[str, int | None, SignalBatch, Head | None]
+
+
+def _parts(
+    batch: SignalBatch, rows: slice, teacher: Head | None, temperatures: Sequence[float], ks: Sequence[int]
+) -> Iterator[Part]:
+    """The signals of some rows: name, k, batch, and the head that hidden states need. The exact one comes first."""
+    labels = batch.labels[rows]
+    if teacher is not None:
+        states = batch.hidden[-1][rows]
+        exact = SignalBatch(labels, hidden={-1: states.double()})
+        yield EXACT, None, exact, teacher
+        yield "hidden states f32", None, exact, teacher
+        rounded = torch.from_numpy(bfloat16_numbers(bfloat16_bytes(states.numpy())).reshape(states.shape).copy())
+        yield "hidden states bf16", None, SignalBatch(labels, hidden={-1: rounded.double()}), teacher
+        logits = teacher.logits(states.double())
+    else:
+        assert batch.full is not None  # asked for where there are no hidden states
+        logits = batch.full[rows].double()
+        yield EXACT, None, SignalBatch(labels, full=logits), None
+        yield "full", None, SignalBatch(labels, full=logits), None
+    stored = batch.answers["top_k"]
+    packed = Answer(stored.ids[rows], {t: (a[rows].double(), b[rows].double()) for t, (a, b) in stored.at.items()})
+    for k in ks:
+        yield f"top_k {k}, k alone", k, SignalBatch(labels, {"top_k": Answer.of_logits(logits, k, temperatures)}), None
+        yield f"top_k {k}", k, SignalBatch(labels, {"top_k": packed}), None
+
+
+def _loss(
+    states: Tensor,
+    head: Head,
+    batch: SignalBatch,
+    terms: Sequence[Term],
+    values: Mapping[str, Values],
+    total: int,
+    teacher: Head | None,
+) -> tuple[float, Tensor]:
+    """The part of these rows [c, d] in the loss per token, and its gradient."""
+    leaf = states.detach().requires_grad_()
+    counts = {"tokens": total, "rows": total, "pairs": total}
+    output = head_loss(leaf, head, batch, terms, values, counts, teacher_head=teacher)
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    return float(output.loss.detach()), leaf.grad
+
+
+def _head(found: OutputHead) -> Head:
+    bias = None if found.bias is None else torch.from_numpy(np.array(found.bias, np.float64))
+    return Head(torch.from_numpy(np.array(found.weight, np.float64)), bias, found.scale, found.soft_cap)
+
+
+def _double(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.detach().double()

@@ -11,7 +11,7 @@ from limbeck.testing.teachers import TeacherConformance
 
 @pytest.fixture(scope="module")
 def loaded(tiny_teacher: Path) -> Teacher:
-    (plugin,) = PLUGINS
+    plugin = next(plugin for plugin in PLUGINS if plugin.name == "transformers")
     return plugin.factory(TransformersConfig(model=str(tiny_teacher), batch_tokens=40))
 
 

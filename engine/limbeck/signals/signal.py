@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from limbeck.signals.topk import TopK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Float32 = npt.NDArray[np.float32]
 
@@ -50,3 +54,15 @@ class Signal:
     samples: Samples | None = None
     hidden: Mapping[int, Float32] = field(default_factory=dict)
     full: Float32 | None = None
+
+    def to_torch(self) -> dict[str, Tensor]:
+        """What is there as tensors on the CPU, which share no memory with the signal. Needs torch: EXTRA_MISSING.
+
+        `ids` int64 [n, k], `logprobs` f32 [m, n, k] and `tails` f32 [m, n], at the m temperatures of `top_k`, each row
+        normalised: e^logprobs and e^tail sum to 1. `target` f32 [n]. `token_ids` int64 and `token_logprobs` f32 as they
+        were asked, with `offsets` int64 where that was CSR. `sample_ids` and `sample_counts` int64 [n, s],
+        `sample_logprobs` f32. `hidden.LAYER` f32 [n, d]. `full` f32 [n, v].
+        """
+        from limbeck.signals.tensors import tensors_of
+
+        return tensors_of(self)

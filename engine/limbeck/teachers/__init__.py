@@ -2,7 +2,7 @@
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Teacher, TeacherPlugin
-from limbeck.teachers.config import TransformersConfig
+from limbeck.teachers.config import LimbeckConfig, TransformersConfig
 
 
 def _transformers(config: TransformersConfig) -> Teacher:
@@ -16,6 +16,12 @@ def _transformers(config: TransformersConfig) -> Teacher:
     return TransformersTeacher(config)
 
 
+def _limbeck(config: LimbeckConfig) -> Teacher:
+    from limbeck.teachers.remote import LimbeckTeacher
+
+    return LimbeckTeacher(config)
+
+
 PLUGINS = (
     TeacherPlugin(
         name="transformers",
@@ -23,6 +29,12 @@ PLUGINS = (
         factory=_transformers,
         summary="Any Hugging Face causal language model, on this machine.",
     ),
+    TeacherPlugin(
+        name="limbeck",
+        config=LimbeckConfig,
+        factory=_limbeck,
+        summary="A teacher of another Limbeck server (`limbeck serve`).",
+    ),
 )
 
-__all__ = ["PLUGINS", "TransformersConfig"]
+__all__ = ["PLUGINS", "LimbeckConfig", "TransformersConfig"]

@@ -1,4 +1,4 @@
-"""What a recipe says of the `transformers` teacher."""
+"""What a recipe says of the built-in teachers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from limbeck.interfaces import Config, ModelPath
+from limbeck.interfaces import Config, LocalPath, ModelPath
 
 
 class TransformersConfig(Config):
@@ -29,4 +29,27 @@ class TransformersConfig(Config):
     )
     batch_tokens: int = Field(
         8192, ge=1, description="Padded tokens of a batch, prompts with their continuation; a longer one goes alone."
+    )
+
+
+class LimbeckConfig(Config):
+    """A teacher of another Limbeck server."""
+
+    address: str | list[str] = Field(
+        description="`host:port` of the server; several for replicas of one teacher, which are asked in turn."
+    )
+    teacher: str = Field(min_length=1, description="The teacher's name at the server.")
+    token_file: LocalPath | None = Field(None, description="File with the token, where the server wants one.")
+    tls_ca: LocalPath | None = Field(None, description="Certificates (PEM) to trust instead of the usual authorities.")
+    tls_cert: LocalPath | None = Field(None, description="The client's own certificate (PEM), with `tls_key`.")
+    tls_key: LocalPath | None = Field(None, description="The key of `tls_cert` (PEM).")
+    insecure: bool = Field(False, description="No TLS. An address of this machine needs none anyway.")
+    hidden_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="How hidden states are sent: `bfloat16` is half as large and good to 3 digits."
+    )
+    retry_for: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that a lost server is tried again without an answer, and that a teacher which starts is "
+        "waited for.",
     )

@@ -1,0 +1,173 @@
+"""What Score and Generate ask and how their answers are read; :mod:`limbeck.client.exchange` does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, Want
+from limbeck.signals import Signal
+from limbeck.signals.fragments import Assembler, row_costs
+from limbeck.signals.header import SignalHeader
+from limbeck.signals.messages import header_of, info_of, item_message, numbers, sampling_message, want_message
+from limbeck.v1 import teacher_service_pb2 as pb
+
+MESSAGE = 1 << 20  # bytes of items that a message aims at
+LARGEST_MESSAGE = 4 * MESSAGE - (1 << 16)  # gRPC's default limit, less what is around the items
+MOST_ITEMS = 256  # of a message
+LEAST_CREDIT = 1 << 20  # with less the server begins nothing
+
+
+class Named(Protocol):
+    """What is asked: something with the caller's name for it."""
+
+    @property
+    def item_id(self) -> int: ...
+
+
+Item_contra = TypeVar("Item_contra", bound=Named, contravariant=True)
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the caller is made for: a teacher that is another is refused before the first item."""
+
+    tokenizer_digest: str | None = None
+    weights_digest: str | None = None
+    vocab_size: int | None = None
+
+    def message(self) -> pb.Expectation:
+        """As it is sent."""
+        return pb.Expectation(
+            tokenizer_digest=self.tokenizer_digest, weights_digest=self.weights_digest, vocab_size=self.vocab_size
+        )
+
+
+class Call(Protocol[Item_contra, Answer_co]):
+    """What differs between the two calls. `pinned` is the teacher that answered first: no other may go on."""
+
+    method: str
+    request: type[Any]
+    answer: str  # the field of a response that carries answers
+    alone: bool
+    credit: int  # 0: there is none
+    expectation: pb.Expectation
+
+    def start(self, credit: int) -> Any: ...
+
+    def started(self, message: Any) -> pb.Teacher: ...
+
+    def encode(self, item: Item_contra) -> Any: ...
+
+    def items(self, messages: Sequence[Any]) -> Any: ...
+
+    def tokens(self, item: Item_contra) -> int: ...
+
+    def could_fit(self, item: Item_contra, limits: pb.Limits) -> bool: ...
+
+    def reader(self, item: Item_contra) -> Callable[[Any], Answer_co | None]: ...
+
+
+class Scoring:
+    """Score."""
+
+    method, request, answer = "Score", pb.ScoreRequest, "fragment"
+
+    def __init__(
+        self,
+        teacher: str,
+        want: Want,
+        expectation: Expectation,
+        *,
+        bfloat16: bool = False,
+        alone: bool = False,
+        credit: int = 64 << 20,
+    ) -> None:
+        if credit < LEAST_CREDIT:
+            problem = Problem(f"credit is {credit:,} bytes, {LEAST_CREDIT:,} or more is allowed", field="credit")
+            raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem])
+        self.alone, self.credit, self.expectation = alone, credit, expectation.message()
+        self._teacher, self._want, self._bfloat16 = teacher, want, bfloat16
+        self._header: SignalHeader | None = None
+        self._seen = pb.Teacher()
+
+    def start(self, credit: int) -> pb.ScoreRequest:
+        want = want_message(self._want, bfloat16=self._bfloat16)
+        start = pb.ScoreStart(teacher=self._teacher, want=want, expectation=self.expectation, credit=credit)
+        return pb.ScoreRequest(start=start)
+
+    def started(self, message: pb.ScoreStarted) -> pb.Teacher:
+        self._header = header_of(message.header) if message.HasField("header") else None
+        self._seen = message.teacher
+        return message.teacher
+
+    def encode(self, item: ScoreItem) -> pb.ScoreItem:
+        return item_message(item)
+
+    def items(self, messages: Sequence[pb.ScoreItem]) -> pb.ScoreRequest:
+        return pb.ScoreRequest(items=pb.ScoreItems(items=messages, alone=self.alone))
+
+    def tokens(self, item: ScoreItem) -> int:
+        return len(item.ids)
+
+    def could_fit(self, item: ScoreItem, limits: pb.Limits) -> bool:
+        """Whether the item is within the limits where nothing else is under way."""
+        bytes_ = int(row_costs(item, self._want, info_of(self._seen), bfloat16=self._bfloat16).sum())
+        return len(item.ids) <= (limits.tokens_in_flight or len(item.ids)) and bytes_ <= (limits.answer_bytes or bytes_)
+
+    def reader(self, item: ScoreItem) -> Callable[[pb.Fragment], tuple[int, Signal] | None]:
+        parts = Assembler(item, self._want, self._header)
+
+        def read(fragment: pb.Fragment) -> tuple[int, Signal] | None:
+            signal = parts.add(fragment)
+            return None if signal is None else (item.item_id, signal)
+
+        return read
+
+
+class Generating:
+    """Generate."""
+
+    method, request, answer = "Generate", pb.GenerateRequest, "completion"
+    alone, credit = False, 0
+
+    def __init__(self, teacher: str, sampling: Sampling, expectation: Expectation) -> None:
+        self.expectation = expectation.message()
+        self._teacher, self._sampling = teacher, sampling
+
+    def start(self, credit: int) -> pb.GenerateRequest:
+        try:
+            sampling = sampling_message(self._sampling)
+        except ValueError as error:
+            problem = Problem(f"{self._sampling} cannot be sent: {error}", field="sampling")
+            raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from None
+        start = pb.GenerateStart(teacher=self._teacher, sampling=sampling, expectation=self.expectation)
+        return pb.GenerateRequest(start=start)
+
+    def started(self, message: pb.GenerateStarted) -> pb.Teacher:
+        return message.teacher
+
+    def encode(self, item: Prompt) -> pb.Prompt:
+        return pb.Prompt(item_id=item.item_id, ids=item.ids.astype("<i4").tobytes())
+
+    def items(self, messages: Sequence[pb.Prompt]) -> pb.GenerateRequest:
+        return pb.GenerateRequest(prompts=pb.Prompts(prompts=messages))
+
+    def tokens(self, item: Prompt) -> int:
+        return len(item.ids) + self._sampling.max_new_tokens
+
+    def could_fit(self, item: Prompt, limits: pb.Limits) -> bool:
+        return self.tokens(item) <= (limits.tokens_in_flight or self.tokens(item))
+
+    def reader(self, item: Prompt) -> Callable[[pb.Completion], Completion | None]:
+        def read(message: pb.Completion) -> Completion:
+            ids = numbers(message.ids, "<i4", "ids").astype(np.int32, copy=False)
+            stopped = message.finish_reason == pb.Completion.FINISH_REASON_STOP
+            return Completion(message.item_id, ids, "stop" if stopped else "length")
+
+        return read

@@ -81,6 +81,8 @@ def _teacher(
     token_file: Path | None,
     tls_ca: Path | None,
 ) -> Teacher:
+    from limbeck.recipe import Bound
+
     if server is None:
         if name or token_file or tls_ca:
             raise click.UsageError("--teacher, --token-file and --tls-ca go with --server")
@@ -91,8 +93,8 @@ def _teacher(
         return made
     if name is None:
         raise click.UsageError("--server wants --teacher NAME")
-    plugin = registry.get("teacher", "limbeck")
+    entry = registry.entry("teacher", "limbeck")
     options: dict[str, Any] = {"address": server, "teacher": name}
     options |= {key: str(path) for key, path in (("token_file", token_file), ("tls_ca", tls_ca)) if path is not None}
-    remote: Teacher = plugin.factory(plugin.config.model_validate(options))  # type: ignore[union-attr]
+    remote: Teacher = Bound(entry, entry.plugin.config.model_validate(options), "teacher").make()
     return remote

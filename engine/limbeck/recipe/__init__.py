@@ -1,7 +1,7 @@
 """Recipes: schema, loading, errors with their place."""
 
 from limbeck.recipe.bound import Bound, BoundLoss, Bounds
-from limbeck.recipe.load import Draft, Recipe, load_recipe, load_teacher, read_recipe
+from limbeck.recipe.load import Draft, Recipe, load_recipe, read_recipe
 from limbeck.recipe.paths import PathUse
 from limbeck.recipe.rules import wanted
 from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
@@ -21,7 +21,6 @@ __all__ = [
     "StudentSpec",
     "TrainingSpec",
     "load_recipe",
-    "load_teacher",
     "read_recipe",
     "wanted",
 ]

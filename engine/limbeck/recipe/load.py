@@ -18,7 +18,7 @@ from limbeck.recipe.binding import Binder
 from limbeck.recipe.bound import Bound, BoundLoss, dump
 from limbeck.recipe.document import Document, Path_, field_path, read_document
 from limbeck.recipe.paths import PathUse, Resolver, absolute, missing
-from limbeck.recipe.problems import places_of, problems_of, show
+from limbeck.recipe.problems import places_of, problems_of
 from limbeck.recipe.rules import cross_check, given
 from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
 from limbeck.recipe.training import TrainingSpec, why_refused
@@ -182,30 +182,6 @@ def read_recipe(path: Path, registry: Registry) -> Draft:
     return Draft(file, recipe, tuple(problems))
 
 
-def load_teacher(path: Path, registry: Registry) -> Bound:
-    """Load a file that holds a teacher's mapping of a recipe: `plugin:` and its config.
-
-    Relative paths are relative to the folder of the file. Raises RECIPE_INVALID with every problem, those of missing
-    paths too, each with its place.
-    """
-    file = Path(path).resolve()
-    document = read_document(file)
-    binder = Binder(document, registry)
-    teacher = None
-    if "plugin" not in document.value and isinstance(document.value.get("teacher"), dict):
-        hint = "give a file that holds only what stands below teacher:, so that plugin: is at its top"
-        binder.problems.append(document.problem(("teacher",), "this is a recipe, not a teacher", hint, key=True))
-    elif not isinstance(document.value.get("plugin", ""), str):
-        binder.problems.append(document.problem(("plugin",), f"must be text, not {show(document.value['plugin'])}"))
-    else:
-        teacher = binder.bind("teacher", ())
-    problems = [*document.problems, *binder.problems, *missing(file, tuple(binder.resolver.uses))]
-    if problems or teacher is None:
-        problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
-        raise LimbeckError(Reason.RECIPE_INVALID, f"{file.name} is not a valid teacher.", problems)
-    return teacher
-
-
 def _validate(document: Document, binder: Binder) -> RecipeFile | None:
     """The fixed part of the recipe, without the fields that have faults; None where too little is left."""
     try:
@@ -234,7 +210,8 @@ def _makes_sense(document: Document, content: RecipeFile, teacher: Bound | None,
     """
     student, data = content.student, content.data
     origins = [origin for origin in (student.from_, student.model, student.config) if origin is not None]
-    bound = (content.teacher is None) == (teacher is None) and (data.generator is None) == (generator is None)
+    bound = given(document, ("teacher",), RecipeFile) == (teacher is not None)
+    bound = bound and (data.generator is None) == (generator is None)
     if not bound or len(origins) != 1 or (data.path is None) == (data.generator is None):
         return False
     decisive: list[tuple[str, BaseModel, str]] = [

@@ -111,6 +111,12 @@ def test_characters_that_nobody_sees_make_no_difference(prompt: str, unseen: lis
     assert len(set(groups(rows[0], {"text": f"{changed}A{said}"}))) == 1
 
 
+def test_every_control_and_format_character_is_one_that_nobody_sees() -> None:
+    chars = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
+    assert len(chars) > 200
+    assert len(set(groups(*({"prompt": f"a{char}b", "completion": "c"} for char in ["", *chars])))) == 1
+
+
 @given(st.text(min_size=1), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_neither_does_the_form_of_unicode(prompt: str, form: Any) -> None:
     other = unicodedata.normalize(form, prompt)

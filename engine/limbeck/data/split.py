@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from limbeck.data.rows import Row
 
 _MOST_SUMS = 20_000_000
-# What Unicode tells a program not to show (Default_Ignorable_Code_Point) and is not of category Cf: (first, last).
-_UNSEEN = (
-    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065), (0x3164, 0x3164)),
-    *((0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF)),
+# Control and format characters (Cc, Cf), and the others that Unicode tells a program not to show.
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
 
 
@@ -79,29 +81,19 @@ def _name(row: Row) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
-class _Seen(dict[int, int | None]):
-    """For ``str.translate``: takes out white space, control characters and all that nobody sees."""
-
-    def __missing__(self, code: int) -> int | None:
-        char = chr(code)
-        unseen = char.isspace() or unicodedata.category(char) in ("Cc", "Cf")
-        unseen = unseen or any(first <= code <= last for first, last in _UNSEEN)
-        self[code] = None if unseen else code
-        return self[code]
-
-
-_SEEN = _Seen()
-
-
 def _words(text: str) -> str:
     """A text without what makes no difference."""
-    text = text.translate(_SEEN)
+    text = _seen(text)
     if text.isascii():
         return text.lower()
     # Folding may give signs that are to be folded, and a sign may be taken apart into a space and a mark.
     for _ in range(2):
         text = unicodedata.normalize("NFKD", text).casefold()
-    return unicodedata.normalize("NFKD", text.translate(_SEEN))
+    return unicodedata.normalize("NFKD", _seen(text))
+
+
+def _seen(text: str) -> str:
+    return "".join(_UNSEEN.sub("", text).split())
 
 
 class _Groups:

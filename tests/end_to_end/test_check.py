@@ -190,6 +190,21 @@ def test_rows_are_not_judged_by_a_recipe_that_may_mean_something_else(
     assert [problem["field"] for problem in json.loads(out)["error"]["problems"]] == [field]
 
 
+def test_of_a_misspelt_teacher_nothing_more_is_told(tiny_teacher: Path, tmp_path: Path, inside: Inside) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"techer: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher}}\n"
+        "data: {path: rows.jsonl}\nlosses: [{plugin: forward_kl, top_k: 8}]\noutput: out\n"
+    )
+    code, _, err = inside("check", recipe)
+    assert code == 2
+    assert err.splitlines() == [
+        "error: recipe.yaml is not a valid recipe: 1 problem. [RECIPE_INVALID]",
+        f"  {recipe}:1:1: techer: there is no such field (did you mean teacher?)",
+    ]
+
+
 def test_a_run_tells_the_same_as_its_check(tmp_path: Path, inside: Inside) -> None:
     (tmp_path / "afile").touch()
     recipe = tmp_path / "recipe.yaml"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -129,6 +130,10 @@ def item(item_id: int, tokens: int = 4, *, n: int = 2, **more: Any) -> pb.ScoreI
 
 async def error_from(call: Any) -> tuple[grpc.StatusCode, LimbeckError]:
     """How a call ended: its status, and the error of the catalogue in its details."""
+    if hasattr(call, "read"):
+        with suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
     code, details, trailers = await call.code(), await call.details(), await call.trailing_metadata()
     assert sum(len(key) + len(value) for key, value in trailers) < 7 << 10
     raw = next(value for key, value in trailers if key == "grpc-status-details-bin")
@@ -153,6 +158,18 @@ async def serving(bound: Bound, *, host: type | None = ScriptedHost, **more: Any
     channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
     try:
         yield Served(server, TeacherServiceStub(channel), channel, address, server.hosts["t"])
+    finally:
+        await channel.close()
+        await server.stop(0.0)
+
+
+@asynccontextmanager
+async def serving_signals(folder: Path, *, name: str = "d", **more: Any) -> AsyncIterator[TeacherServiceStub]:
+    """A server with the signals of a run's folder."""
+    server = Server(ServeConfig(signals={name: folder}, listen="127.0.0.1:0", **more))
+    channel = grpc.aio.insecure_channel(await server.start(), options=[("grpc.enable_http_proxy", 0)])
+    try:
+        yield TeacherServiceStub(channel)
     finally:
         await channel.close()
         await server.stop(0.0)

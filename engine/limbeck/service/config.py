@@ -5,12 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.plugins import Registry
 from limbeck.recipe import Bound
+from limbeck.recipe.teacher import load_teacher
 from limbeck.v1 import teacher_service_pb2 as pb
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -63,7 +65,8 @@ class Address:
 class ServeConfig:
     """A server. `teachers` by name; `signals`: run folders by the name of their dataset.
 
-    `insecure` allows an address that others reach without TLS. `allow_full` lets clients ask for whole rows.
+    `insecure` allows an address that others reach without TLS. `allow_full` lets clients ask for whole rows. `faults`:
+    what was wrong with what it was read from; told with the server's own problems.
     """
 
     teachers: Mapping[str, Bound] = field(default_factory=dict)
@@ -78,6 +81,7 @@ class ServeConfig:
     allow_full: bool = False
     limits: Limits = Limits()
     timing: Timing = Timing()
+    faults: tuple[Problem, ...] = ()
 
     @property
     def address(self) -> Address:
@@ -89,14 +93,12 @@ class ServeConfig:
         """Whether calls are encrypted."""
         return self.tls_cert is not None
 
-    def check(self) -> None:
-        """Raise SERVER_INVALID with every problem that can be told without starting anything."""
-        problems = [*self._names(), *self._addresses(), *self._tls()]
-        if problems:
-            raise LimbeckError(Reason.SERVER_INVALID, problems=problems)
+    def problems(self) -> list[Problem]:
+        """Every problem that can be told of the values alone."""
+        return [*self.faults, *self._names(), *self._addresses(), *self._tls()]
 
     def _names(self) -> Iterator[Problem]:
-        if not self.teachers and not self.signals:
+        if not self.teachers and not self.signals and not self.faults:
             hint = "give --teacher NAME=FILE.yaml or --signals NAME=RUN_FOLDER"
             yield Problem("there is nothing to serve: no teacher and no signals", hint=hint)
         for option, names in (("--teacher", self.teachers), ("--signals", self.signals)):
@@ -148,6 +150,38 @@ class ServeConfig:
             except (OSError, ValueError) as error:
                 message = f"cannot be used: {_ssl_text(error)}"
                 yield Problem(message, file=str(self.client_ca), field="--client-ca", hint="it is PEM")
+
+
+def read_teachers(given: Sequence[str], registry: Registry) -> tuple[dict[str, Bound], list[Problem]]:
+    """Teachers from NAME=FILE texts, and every problem of the texts and the files."""
+    files, problems = _named(given, "--teacher", "FILE.yaml")
+    teachers = {}
+    for name, file in files.items():
+        try:
+            teachers[name] = load_teacher(Path(file), registry)
+        except LimbeckError as error:
+            problems += error.problems or [Problem(error.message, file=file)]
+    return teachers, problems
+
+
+def read_signals(given: Sequence[str]) -> tuple[dict[str, Path], list[Problem]]:
+    """Run folders from NAME=RUN_FOLDER texts, and every problem of the texts."""
+    folders, problems = _named(given, "--signals", "RUN_FOLDER")
+    return {name: Path(folder) for name, folder in folders.items()}, problems
+
+
+def _named(given: Sequence[str], option: str, what: str) -> tuple[dict[str, str], list[Problem]]:
+    found: dict[str, str] = {}
+    problems = []
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            problems.append(Problem(f"{text!r} is not NAME={what}", field=option))
+        elif name in found:
+            problems.append(Problem(f"the name {name!r} is given twice", field=option))
+        else:
+            found[name] = value
+    return found, problems
 
 
 def parse_address(text: str, option: str) -> Address:

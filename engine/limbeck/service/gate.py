@@ -21,6 +21,7 @@ from limbeck.service.translate import refuse
 logger = logging.getLogger(__name__)
 CALLER: ContextVar[Caller] = ContextVar("caller")
 
+_PROBES = "/grpc.health.v1."
 Enter = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
@@ -55,18 +56,19 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except LimbeckError as error:
             code = CATALOGUE[error.reason].status
             self._metrics.errors.labels(str(error.reason)).inc()
-            logger.warning("a call was refused: %s", error, extra={"fields": {"method": short, "client": name}})
+            logger.warning("a call was refused: %s", error, extra={"method": short, "client": name})
             await refuse(context, error)
         except Exception:
             code = "INTERNAL"
             self._metrics.errors.labels(str(Reason.INTERNAL)).inc()
-            logger.exception("a fault of the server", extra={"fields": {"method": short, "client": name}})
+            logger.exception("a fault of the server", extra={"method": short, "client": name})
             await refuse(context, LimbeckError(Reason.INTERNAL))
         finally:
             self._metrics.streams.labels(short).dec()
             self._metrics.calls.labels(short, code).inc()
             fields = {"method": short, "client": name, "code": code, "seconds": round(time.monotonic() - start, 3)}
-            logger.info("call ended", extra={"fields": fields})
+            level = logging.DEBUG if method.startswith(_PROBES) else logging.INFO
+            logger.log(level, "call ended", extra=fields)
 
 
 def _wrapped(handler: Any, enter: Enter) -> Any:

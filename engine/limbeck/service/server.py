@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import EXIT_OK, LimbeckError, Problem, Reason
+from limbeck.runs.stopping import EXIT_CODES
 from limbeck.service.auth import Access, Tokens
-from limbeck.service.config import ServeConfig
+from limbeck.service.config import ServeConfig, parse_address
 from limbeck.service.gate import Gate
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
+from limbeck.service.replay import Dataset
 from limbeck.service.teacher_service import SERVICE, TeacherService
 
 logger = logging.getLogger(__name__)
@@ -38,14 +43,23 @@ class Server:
 
     def __init__(self, config: ServeConfig) -> None:
         """Raises SERVER_INVALID with every problem."""
-        config.check()
+        problems = config.problems()
         self._config = config
-        self._tokens = Tokens(config.tokens) if config.tokens else None
+        self._tokens: Tokens | None = None
+        datasets: dict[str, Dataset] = {}
+        if config.tokens is not None:
+            with _noting(problems):
+                self._tokens = Tokens(config.tokens)
+        for name, folder in config.signals.items():
+            with _noting(problems):
+                datasets[name] = Dataset(name, folder)
+        if problems:
+            raise LimbeckError(Reason.SERVER_INVALID, problems=problems)
         self.metrics = Metrics()
         self.hosts = {name: TeacherHost(name, bound, log=logger) for name, bound in config.teachers.items()}
         self.metrics.watch(lambda: self.hosts)
         access = Access(self._tokens)
-        self.service = TeacherService(config, self.hosts, access, self.metrics)
+        self.service = TeacherService(config, self.hosts, datasets, access, self.metrics)
         self._health = health.aio.HealthServicer()
         self._gate = Gate(access, self.metrics)
         self._server: Any = None
@@ -62,13 +76,20 @@ class Server:
         if self._config.address.loopback or self._tokens is not None:
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
         self.address = self._bind()
+        if self._config.metrics is not None:
+            address = self.metrics.serve(parse_address(self._config.metrics, "--metrics"))
+            logger.info("metrics at http://%s/metrics", address)
         await self._server.start()
+        logger.info("listening", extra={"address": self.address, "tls": self._config.tls})
+        if not self._config.address.loopback and self._tokens is None and self._config.client_ca is None:
+            logger.warning("whoever reaches the address may ask: there are no tokens and no --client-ca")
         self._tasks = [asyncio.create_task(host.start()) for host in self.hosts.values()]
         self._tasks.append(asyncio.create_task(self._watch()))
         return self.address
 
     async def stop(self, grace: float = GRACE) -> bool:
         """Drain: no new calls, those under way have `grace` seconds. Whether all of them ended by themselves."""
+        logger.info("draining", extra={"calls": self.service.busy})
         await self._health.enter_graceful_shutdown()
         self.service.drain()
         try:
@@ -125,3 +146,38 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+@contextmanager
+def _noting(problems: list[Problem]) -> Iterator[None]:
+    """Gather the problems of what is raised inside."""
+    try:
+        yield
+    except LimbeckError as error:
+        problems += error.problems
+
+
+async def serve(config: ServeConfig, started: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code: 0 where all calls ended by themselves.
+
+    `started` is given the address. A second signal ends the process at once; the workers see that and end too.
+    """
+    server = Server(config)
+    signalled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def hear(name: str) -> None:
+        if signalled.done():
+            os._exit(EXIT_CODES[name])
+        signalled.set_result(name)
+
+    for name in EXIT_CODES:
+        asyncio.get_running_loop().add_signal_handler(signal.Signals[name], hear, name)
+    try:
+        started(await server.start())
+        name = await signalled
+    except BaseException:
+        await server.stop(0.0)
+        raise
+    drained = await server.stop()
+    logger.info("stopped", extra={"signal": name, "drained": drained})
+    return EXIT_OK if drained else EXIT_CODES[name]

@@ -16,23 +16,27 @@ from limbeck.service.gate import CALLER
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Clients
+from limbeck.service.replay import Dataset, replay
 from limbeck.service.streams import Desk, GenerateStream, ScoreStream, Stream, shutting_down
 from limbeck.service.translate import parse
 from limbeck.v1 import teacher_service_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
-_STATES = {
-    "starting": pb.Teacher.STATE_STARTING,
-    "ready": pb.Teacher.STATE_READY,
-    "failed": pb.Teacher.STATE_FAILED,
-}
 
 
 class TeacherService:
     """The handlers. Requests and answers are bytes: what a worker encoded is passed on unread."""
 
-    def __init__(self, config: ServeConfig, hosts: Mapping[str, TeacherHost], access: Access, metrics: Metrics) -> None:
-        self._config, self._hosts, self._metrics = config, hosts, metrics
+    def __init__(
+        self,
+        config: ServeConfig,
+        hosts: Mapping[str, TeacherHost],
+        datasets: Mapping[str, Dataset],
+        access: Access,
+        metrics: Metrics,
+    ) -> None:
+        self._config, self._hosts, self._datasets, self._metrics = config, hosts, datasets, metrics
+        self._access = access
         self._clients = Clients(config.limits)
         self._desk = Desk(
             self._host, self._describe, self._information, config.limits, config.timing, metrics, access.confirm
@@ -49,6 +53,7 @@ class TeacherService:
             "Score": grpc.stream_stream_rpc_method_handler(self._counted(self.score)),
             "Generate": grpc.stream_stream_rpc_method_handler(self._counted(self.generate)),
             "GetOutputHead": grpc.unary_stream_rpc_method_handler(self._counted(self.get_output_head)),
+            "StreamSignals": grpc.unary_stream_rpc_method_handler(self._counted(self.stream_signals)),
         }
         return grpc.method_handlers_generic_handler(SERVICE, made)
 
@@ -72,7 +77,8 @@ class TeacherService:
         """See the proto."""
         parse(pb.ListTeachersRequest, request)
         teachers = [self._describe(self._hosts[name]) for name in sorted(self._hosts)]
-        return pb.ListTeachersResponse(teachers=teachers).SerializeToString()
+        datasets = [self._datasets[name].message for name in sorted(self._datasets)]
+        return pb.ListTeachersResponse(teachers=teachers, datasets=datasets).SerializeToString()
 
     async def get_teacher(self, request: bytes, context: Any) -> bytes:
         """See the proto."""
@@ -95,6 +101,23 @@ class TeacherService:
         async for response in host.head():
             await context.write(response)
             sent.inc(len(response))
+
+    async def stream_signals(self, request: bytes, context: Any) -> None:
+        """See the proto."""
+        asked, caller = parse(pb.StreamSignalsRequest, request), CALLER.get()
+        if asked.dataset not in self._datasets:
+            raise unknown(Reason.DATASET_UNKNOWN, "dataset", asked.dataset, list(self._datasets))
+
+        def check() -> None:
+            if self.draining:
+                raise shutting_down()
+            self._access.confirm(f"/{SERVICE}/StreamSignals", caller)
+
+        sent = self._metrics.sent.labels("StreamSignals")
+        with self._clients.stream(caller.name):
+            async for message in replay(self._datasets[asked.dataset], asked, self._config.timing, check):
+                await context.write(message)
+                sent.inc(len(message))
 
     async def _stream(self, kind: type[Stream], context: Any) -> None:
         caller = CALLER.get()

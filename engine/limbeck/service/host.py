@@ -184,6 +184,8 @@ class TeacherHost:
         try:
             while not refused and (message := await worker.receive()) is not None:
                 refused = self._hear(message)
+        except Exception:  # a frame that cannot be, or a fault of ours: a new worker has neither
+            self._log.exception("worker %d cannot be understood", worker.pid)
         finally:
             self._worker = None
             how = await worker.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -99,7 +100,17 @@ class Lane:
             for message in messages
         ]
         self._items.setdefault(sink, {}).update({item.item_id: item for item in items})
-        self._mixer.add([item for item in items if not self._is_refused(item)], alone=alone)
+        deaths = {item: self._deaths.get(item.digest, 0) for item in items} if self._deaths else {}
+        for item in items:
+            if deaths.get(item, 0) >= MOST_DEATHS:
+                self._refuse_soon(item)
+        if alone:
+            self._mixer.add(items, alone=True)
+        else:
+            self._mixer.add([item for item in items if not deaths.get(item)])
+            for item in items:
+                if deaths.get(item):
+                    self._mixer.add([item], alone=True)
 
     def cancel(self, sink: Sink, item_ids: Sequence[int] | None) -> list[internal.ToWorker]:
         """Drop items, all of `sink` for None. Returns what the worker must be told."""
@@ -152,8 +163,8 @@ class Lane:
             if len(batch) == 1 or item.alone or item.begun:
                 self._fail(item, error)
             else:
-                item.lonely, item.call = True, 0
-                self._mixer.add([item])
+                item.call = 0
+                self._mixer.add([item], alone=True)
 
     def lose(self, error: LimbeckError) -> None:
         """The worker is gone: what it had fails with `error`. Remembers what it was computing."""
@@ -169,25 +180,25 @@ class Lane:
 
     def fail_waiting(self, error: LimbeckError) -> None:
         """What waits fails with `error`."""
-        for item in list(self._mixer):
+        for item in self._mixer.clear():
             if not item.gone:
-                self._mixer.drop(item)
                 self._fail(item, error)
 
     def knows(self, call: int) -> bool:
         """Whether a call is this lane's."""
         return call in self._calls
 
-    def _is_refused(self, item: Item) -> bool:
-        deaths = self._deaths.get(item.digest, 0) if self._deaths else 0
-        item.lonely = deaths > 0 and not item.alone
-        if deaths < MOST_DEATHS:
-            return False
-        text = f"the teacher's worker has died {deaths} times while it computed this item"
+    def _refuse_soon(self, item: Item) -> None:
+        """Fail an item before its turn comes, but not while the caller is still queueing it."""
+        text = f"the teacher's worker has died {MOST_DEATHS} times while it computed this item"
         hint = "it may need more memory than there is: shorten it, or lower the teacher's batch_tokens"
-        problem = Problem(text, field=f"item {item.item_id}", hint=hint)
-        self._fail(item, LimbeckError(self._refused, problems=[problem]))
-        return True
+        error = LimbeckError(self._refused, problems=[Problem(text, field=f"item {item.item_id}", hint=hint)])
+        asyncio.get_running_loop().call_soon(self._refuse, item, error)
+
+    def _refuse(self, item: Item, error: LimbeckError) -> None:
+        if not item.gone and not item.call:
+            self._mixer.drop(item)
+            self._fail(item, error)
 
     def _fail(self, item: Item, error: LimbeckError) -> None:
         self._forget(item)

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 MOST_BYTES = 16 << 20  # of the items of one batch as messages
 WINDOW = 64  # items of a client that are looked at for one that fits a batch
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    """Entries that are one batch as they are. `wanted`: how many of them somebody still waits for."""
+
+    wanted: int
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -16,7 +23,7 @@ class Entry:
     """One item that waits. Entries of equal `key` may share a batch.
 
     `tokens`: its length in a batch; `size`: its bytes as a message. `named`: no other entry of its `item_id` may be in
-    its batch, since its draws depend on it. `lonely`: nobody may be in its batch.
+    its batch, since its draws depend on it.
     """
 
     client: str
@@ -25,7 +32,7 @@ class Entry:
     tokens: int
     size: int
     named: bool = False
-    lonely: bool = False
+    group: _Group | None = None  # the mixer's
 
 
 E = TypeVar("E", bound=Entry)
@@ -33,39 +40,36 @@ E = TypeVar("E", bound=Entry)
 
 @dataclass(eq=False, slots=True)
 class _Client(Generic[E]):
-    """What a client has waiting, by key in order of arrival; whatever is asked as it is has a key of its own."""
+    """What a client has waiting, by key or group, in order of arrival. `served`: its tokens so far."""
 
     served: int
-    queues: dict[Any, dict[E, int]] = field(default_factory=dict)
+    queues: dict[bytes | _Group, dict[E, int]] = field(default_factory=dict)
 
-    def oldest(self) -> Any:
-        """The key whose first entry has waited longest."""
+    def oldest(self) -> bytes | _Group:
+        """Where the entry is that has waited longest."""
         return min(self.queues, key=lambda key: next(iter(self.queues[key].values())))
 
 
 class Mixer(Generic[E]):
-    """Start-time fair queueing (Goyal, Vin and Cheng, 1996) over clients, by tokens.
+    """Self-clocked fair queueing (Golestani, 1994) over clients, by tokens.
 
-    The client that was served the fewest tokens goes first; who comes back after a pause gets no credit for it. A
+    The client that was served the fewest tokens goes first. Who comes, or comes back after a pause, is taken to have
+    been served as much as the one who was first last: neither a pause nor a new name earns credit. A
     batch is led by that client's oldest item, and filled with items of the same key, of all clients in their turn,
-    those of about the same length first.
+    those of about the same length first. rows × longest ≤ `batch_tokens`, but for an item that is longer alone.
     """
 
     def __init__(self, batch_tokens: int) -> None:
         self._budget = batch_tokens
         self._clients: dict[str, _Client[E]] = {}
-        self._served: dict[str, int] = {}  # of clients with nothing waiting that are ahead of the others
-        self._now = 0  # tokens served to the client that was last first
+        self._now = 0  # what the client that was first last has been served since then
+        self._ahead: dict[str, int] = {}  # what clients with nothing waiting were served, where above that
         self._arrivals = 0
         self._count = 0
 
     def __len__(self) -> int:
         """Entries that wait. May be asked in any thread."""
         return self._count
-
-    def __iter__(self) -> Iterator[E]:
-        """Every entry that waits."""
-        return (entry for client in self._clients.values() for queue in client.queues.values() for entry in queue)
 
     def add(self, entries: Sequence[E], *, alone: bool = False) -> None:
         """Queue entries of one client. `alone`: they are one batch, in this order, with nobody else's."""
@@ -74,56 +78,71 @@ class Mixer(Generic[E]):
         name = entries[0].client
         client = self._clients.get(name)
         if client is None:
-            client = self._clients[name] = _Client(max(self._served.pop(name, 0), self._now))
-        group = object()
+            client = self._clients[name] = _Client(max(self._ahead.pop(name, 0), self._now))
+        group = _Group(len(entries)) if alone else None
         for entry in entries:
             self._arrivals += 1
-            key = group if alone else entry if entry.lonely else entry.key
-            client.queues.setdefault(key, {})[entry] = self._arrivals
+            entry.group = group
+            client.queues.setdefault(group or entry.key, {})[entry] = self._arrivals
         self._count += len(entries)
 
     def drop(self, entry: E) -> None:
-        """Forget an entry that waits. A group that is asked as it is keeps it, for the sake of the others' bits."""
-        client = self._clients.get(entry.client)
-        queue = client.queues.get(entry if entry.lonely else entry.key) if client else None
-        if client is not None and queue is not None and queue.pop(entry, None) is not None:
+        """Forget an entry that waits. A group keeps it, for the sake of the others' bits, while these are wanted."""
+        queue = self._clients[entry.client].queues[entry.group or entry.key]
+        if entry.group is None:
+            del queue[entry]
             self._count -= 1
-            self._tidy(entry.client, entry if entry.lonely else entry.key)
+        else:
+            entry.group.wanted -= 1
+            if not entry.group.wanted:
+                self._count -= len(queue)
+                queue.clear()
+        self._tidy(entry)
+
+    def clear(self) -> list[E]:
+        """Forget everything, and return it."""
+        found = [entry for client in self._clients.values() for queue in client.queues.values() for entry in queue]
+        self._clients.clear()
+        self._ahead.clear()
+        self._count = self._now = 0
+        return found
 
     def next(self) -> list[E]:
         """The next batch, taken off the queue; empty where nothing waits."""
         if not self._clients:
             return []
-        first = min(self._clients, key=lambda name: self._clients[name].served)
-        key = self._clients[first].oldest()
-        self._now = self._clients[first].served
+        first = min(self._clients.values(), key=lambda client: client.served)
+        key = first.oldest()
         if isinstance(key, bytes):
-            return list(self._mix(first, key))
-        batch = list(self._clients[first].queues[key])
-        for entry in batch:
-            self._take(entry, key)
+            batch = list(self._mix(first, key))
+        else:
+            batch = list(first.queues[key])
+            for entry in batch:
+                self._take(entry)
+        self._now = first.served
+        self._ahead = {name: served for name, served in self._ahead.items() if served > self._now}
         return batch
 
-    def _mix(self, first: str, key: bytes) -> Iterator[E]:
+    def _mix(self, first: _Client[E], key: bytes) -> Iterator[E]:
         """Entries of one batch, each taken off the queue."""
-        lead = next(iter(self._clients[first].queues[key]))
-        rows, longest, size = 0, lead.tokens, 0
+        open_ = {name: client for name, client in self._clients.items() if key in client.queues}
+        entry: E | None = next(iter(first.queues[key]))
+        rows = longest = size = 0
         ids: set[int] = set()
-        open_ = {name for name, client in self._clients.items() if key in client.queues}
-        entry: E | None = lead
         while True:
             if entry is not None:
                 rows, longest, size = rows + 1, max(longest, entry.tokens), size + entry.size
                 ids.add(entry.item_id)
-                if key not in self._take(entry, key):
-                    open_.discard(entry.client)
+                self._take(entry)
+                if key not in open_[entry.client].queues:
+                    del open_[entry.client]
                 yield entry
             if not open_:
                 return
-            name = min(open_, key=lambda name: self._clients[name].served)
-            entry = self._fitting(self._clients[name].queues[key], rows, longest, size, ids)
+            name = min(open_, key=lambda name: open_[name].served)
+            entry = self._fitting(open_[name].queues[key], rows, longest, size, ids)
             if entry is None:
-                open_.discard(name)
+                del open_[name]
 
     def _fitting(self, queue: dict[E, int], rows: int, longest: int, size: int, ids: set[int]) -> E | None:
         """Of a client's first entries the one of the nearest length that fits."""
@@ -136,21 +155,19 @@ class Mixer(Generic[E]):
         )
         return min(fitting, key=lambda entry: abs(entry.tokens - longest), default=None)
 
-    def _take(self, entry: E, key: Any) -> dict[Any, dict[E, int]]:
+    def _take(self, entry: E) -> None:
         client = self._clients[entry.client]
-        del client.queues[key][entry]
-        self._count -= 1
+        del client.queues[entry.group or entry.key][entry]
         client.served += entry.tokens
-        self._tidy(entry.client, key)
-        return client.queues
+        self._count -= 1
+        self._tidy(entry)
 
-    def _tidy(self, name: str, key: Any) -> None:
-        """Forget a queue without entries, and a client without queues, but for what it is ahead of the others."""
-        client = self._clients[name]
-        if not client.queues[key]:
-            del client.queues[key]
+    def _tidy(self, entry: E) -> None:
+        """Forget the entry's queue where it is empty, and its client where all are: but how far it is ahead."""
+        client = self._clients[entry.client]
+        if not client.queues[entry.group or entry.key]:
+            del client.queues[entry.group or entry.key]
         if not client.queues:
-            del self._clients[name]
-            self._served = {name: served for name, served in self._served.items() if served > self._now}
+            del self._clients[entry.client]
             if client.served > self._now:
-                self._served[name] = client.served
+                self._ahead[entry.client] = client.served

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,21 @@ class Worker:
                 error = None if call.task.cancelled() else call.task.exception()
                 if error is not None:
                     done.error.CopyFrom(error_message(told(error)))
+                    await self._end_if_broken()
             del self._calls[call.number]
             await self._link.send(internal.FromWorker(done=done))
+
+    async def _end_if_broken(self) -> None:
+        """End the process where the teacher answers nothing any more: after some errors a GPU is lost to its process.
+
+        Asked before the error is told, so that nobody else's items are failed by it.
+        """
+        try:
+            await ask_little(self._teacher, self._info)
+        except Exception as error:
+            told(error)
+            print("the teacher does not recover: the worker ends", file=sys.stderr, flush=True)
+            os._exit(1)
 
     async def _score(self, call: _Call) -> None:
         request = call.request
@@ -178,26 +192,27 @@ def told(error: BaseException) -> LimbeckError:
     return LimbeckError(Reason.INTERNAL)
 
 
-async def warm_up(teacher: Teacher, info: TeacherInfo) -> None:
-    """Ask for one token's worth, so that weights are loaded, or found bad, before anybody waits for an answer."""
+async def ask_little(teacher: Teacher, info: TeacherInfo) -> None:
+    """Ask for one row, or one token. Raises what the teacher raises, also while it loads its weights."""
     ids = np.full(2, info.bos_id or 0, np.int32)
-    can = info.capabilities
-    if not can - {"generate"}:
-        async with aclosing(teacher.generate([Prompt(0, ids[:1])], Sampling(max_new_tokens=1))) as texts:
-            async for _ in texts:
-                return
-    want = Want(
-        top_k=int("top_k" in can),
-        temperatures=info.temperatures or (1.0,),
-        target="target" in can,
-        layers=(-1,) if can & {"hidden_states"} and not can & {"top_k", "target"} else (),
-        samples=int(can & {"samples", "top_k", "target", "hidden_states"} == {"samples"}),
-        full=not can & {"samples", "top_k", "target", "hidden_states"} and "full" in can,
-    )
-    if want.primitives():
-        async with aclosing(teacher.score([ScoreItem(0, ids, 0, 1)], want)) as signals:
+    wants = {
+        "top_k": Want(top_k=1, temperatures=(info.temperatures or (1.0,))[:1]),
+        "target": Want(target=True),
+        "hidden_states": Want(layers=(-1,)),
+        "samples": Want(samples=1),
+        "token_ids": Want(token_ids=True),
+        "full": Want(full=True),
+    }
+    want = next((want for name, want in wants.items() if name in info.capabilities), None)
+    if want is not None:
+        item = ScoreItem(0, ids, 0, 1, np.zeros((1, 1), np.int32) if want.token_ids else None)
+        async with aclosing(teacher.score([item], want)) as signals:
             async for _ in signals:
-                return
+                pass
+    else:
+        async with aclosing(teacher.generate([Prompt(0, ids)], Sampling(max_new_tokens=1))) as texts:
+            async for _ in texts:
+                pass
 
 
 def make_teacher(start: internal.Start) -> Teacher:
@@ -217,7 +232,7 @@ async def serve(end: socket.socket) -> None:
     try:
         teacher = make_teacher(start.start)
         info = teacher.info()
-        await warm_up(teacher, info)
+        await ask_little(teacher, info)  # who is ready has its weights, and they are good
     except Exception as error:
         await link.send(internal.FromWorker(failed=error_message(told(error))))
         return
@@ -236,6 +251,10 @@ def end_with(fd: int) -> None:
 def main(fd: int) -> None:
     """`python -m limbeck.service.worker FD`, the leader of a process group of its own."""
     os.set_inheritable(fd, False)
+    # what is sent to every process of a service is the server's to hear: it lets the worker finish first
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: None)
+        os.register_at_fork(after_in_child=partial(signal.signal, name, signal.SIG_DFL))
     threading.Thread(target=end_with, args=(fd,), daemon=True).start()
     asyncio.run(serve(socket.socket(fileno=fd)))
 

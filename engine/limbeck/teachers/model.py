@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.signals.head import OutputHead, head_transform
 from limbeck.teachers.config import TransformersConfig
 from limbeck.teachers.folder import text_config, trust_remote_code, weight_files
 
@@ -26,13 +27,14 @@ class LoadedModel:
 
     def __init__(self, model: Any, name: str) -> None:
         self._model = model.eval().requires_grad_(False)
+        self._name = name
         self._base = model.base_model
         self._accepts = inspect.signature(self._base.forward).parameters
         self._outputs: Any = None
         self.device: torch.device = model.device
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.chunk_rows = max(1, CHUNK_BYTES // (4 * self.vocab_size))
-        self._check_head(name)
+        self._check_head()
 
     @classmethod
     def load(cls, folder: Path, config: TransformersConfig) -> LoadedModel:
@@ -109,15 +111,41 @@ class LoadedModel:
         return logits
 
     @torch.inference_mode()
-    def _check_head(self, name: str) -> None:
-        """Refuse a model whose logits are not those of its head over its body's last hidden states."""
+    def output_head(self) -> OutputHead:
+        """The head's numbers in f32, not to be written to. Raises MODEL_INVALID where logits are not made so."""
+        module = self._model.get_output_embeddings()
+        weight: Tensor = module.weight.float().cpu()
+        bias: Tensor | None = None if module.bias is None else module.bias.float().cpu()
+        scale, soft_cap = head_transform(self._model.config.get_text_config())
+        states = self.body(*self._some_ids()).last_hidden_state[0]
+        theirs = self.logits(states).cpu()
+        ours = scale * torch.nn.functional.linear(states.float().cpu(), weight, bias)
+        if soft_cap is not None:
+            ours = soft_cap * torch.tanh(ours / soft_cap)
+        error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
+        if not error <= torch.finfo(states.dtype).eps ** 0.5:  # 3e-4 in fp32, 0.09 in bf16
+            message = (
+                f"the logits of {type(self._model).__name__} are not those of its head's weight, scale and soft-cap"
+            )
+            _invalid(self._name, message, "use top_k or full instead of hidden_states, and report the family")
+        return OutputHead(weight.numpy(), None if bias is None else bias.numpy(), scale, soft_cap)
+
+    def _some_ids(self) -> tuple[Tensor, Tensor]:
+        """Ids and mask [1, 4]."""
         ids = torch.arange(1, 5, device=self.device)[None] % self.vocab_size
-        mask = torch.ones_like(ids)
+        return ids, torch.ones_like(ids)
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Refuse a model whose logits are not those of its head over its body's last hidden states."""
+        ids, mask = self._some_ids()
         ours = self.logits(self.body(ids, mask).last_hidden_state[0])
         theirs = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
         good = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-4, equal_nan=True)
         if not good:
-            _invalid(name, f"the head of {type(self._model).__name__} cannot be called alone", "use another model")
+            _invalid(
+                self._name, f"the head of {type(self._model).__name__} cannot be called alone", "use another model"
+            )
 
 
 def cache_name(accepted: Container[str]) -> str:

@@ -21,6 +21,7 @@ from limbeck.interfaces import (
     Want,
 )
 from limbeck.signals import Signal
+from limbeck.signals.head import OutputHead
 from limbeck.teachers import folder as folders
 from limbeck.teachers.config import TransformersConfig
 from limbeck.teachers.generation import generate
@@ -32,7 +33,7 @@ Answer = TypeVar("Answer")
 
 
 class TransformersTeacher:
-    """Implements :class:`limbeck.interfaces.Teacher`. The weights are loaded at the first request.
+    """Implements :class:`limbeck.interfaces.HeadTeacher`. The weights are loaded at the first request.
 
     All of torch's work runs in one thread of the teacher's own, a step at a time: the event loop stays free, and two
     requests at once take turns.
@@ -91,6 +92,10 @@ class TransformersTeacher:
             Reason.GENERATION_FAILED,
             lambda model: generate(model, prompts, sampling, info.eos_ids, budget),
         )
+
+    async def output_head(self) -> OutputHead:
+        """See :class:`limbeck.interfaces.HeadTeacher`. Raises MODEL_INVALID."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: self._load().output_head())
 
     async def close(self) -> None:
         """Let go of the weights and the thread, after the step it is in."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import CAPABILITIES, Completion, Prompt, Sampling, ScoreItem, Teacher, Want
+from limbeck.interfaces import CAPABILITIES, Completion, HeadTeacher, Prompt, Sampling, ScoreItem, Teacher, Want
 from limbeck.signals import Signal
 
 T = TypeVar("T")
@@ -172,6 +172,24 @@ class TeacherConformance:
             counts = np.full(item.n, 3) if item.offsets is None else np.diff(item.offsets)
             expected = signal.full[np.repeat(np.arange(item.n), counts), item.token_ids.ravel()]
             np.testing.assert_allclose(signal.token_ids.logprobs.ravel(), expected, atol=self.tolerance)
+
+    def test_the_output_head_makes_the_full_distribution_of_hidden_states(
+        self, teacher: Teacher, items: list[ScoreItem]
+    ) -> None:
+        self._need(teacher, "hidden_states", "full")
+        if not isinstance(teacher, HeadTeacher):
+            pytest.skip("the teacher does not give its output head")
+        found = ask(scores(teacher, items, Want(layers=(-1,), full=True)))
+        head = ask(teacher.output_head())
+        assert head.weight.shape == (teacher.info().vocab_size, teacher.info().hidden_size)
+        for signal in found.values():
+            assert signal.full is not None
+            logits = signal.hidden[-1].astype(np.float64) @ head.weight.T.astype(np.float64)
+            logits = head.scale * (logits + (0 if head.bias is None else head.bias))
+            if head.soft_cap is not None:
+                logits = head.soft_cap * np.tanh(logits / head.soft_cap)
+            expected = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
+            np.testing.assert_allclose(signal.full, expected, atol=self.tolerance)
 
     def test_samples_are_repeatable_draws(self, teacher: Teacher, items: list[ScoreItem]) -> None:
         self._need(teacher, "samples")

@@ -1,0 +1,113 @@
+"""The teacher `nursery` for tests of workers: echo's numbers, and on order a child process, trouble, or a wait.
+
+Installed as a distribution of its own into a folder that the worker finds by PYTHONPATH. It keeps a diary: one JSON
+object a line of what it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hookspecs import hookimpl
+from limbeck.interfaces import TeacherPlugin
+from limbeck_echo.config import EchoConfig
+from limbeck_echo.teacher import EchoTeacher
+
+
+class NurseryConfig(EchoConfig):
+    """What goes wrong, and with which items."""
+
+    folder: str  # of the diary, and of files that are waited for
+    child: bool = False  # start a process that outlives everything
+    runaway: bool = False  # fork one that leaves the group and keeps every file of the worker
+    gated: bool = False  # wait for the file `gate` before each answer
+    busy: bool = False  # wait without letting the event loop run
+    needs: str | None = None  # a file without which it refuses to start
+    dies_without: str | None = None  # a file without which the process dies at the start
+    poison: list[int] = Field([])  # items that raise
+    loses_gpu: bool = False  # after a poisoned item nothing works any more
+    deadly: list[int] = Field([])  # items that kill the process
+
+
+class Nursery(EchoTeacher):
+    """Echo with a life."""
+
+    def __init__(self, config: NurseryConfig) -> None:
+        super().__init__(config)
+        self.folder = Path(config.folder)
+        self.lost = False
+        self.note("born", pid=os.getpid(), environment=sorted({"torch", "transformers"} & sys.modules.keys()))
+        if config.needs and not (self.folder / config.needs).exists():
+            problem = Problem("the model is not there", file=config.folder, hint="put it there")
+            raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
+        if config.dies_without and not (self.folder / config.dies_without).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config.child:
+            self.note("child", pid=subprocess.Popen(["sleep", "1000"]).pid)
+        if config.runaway and (pid := os.fork()) == 0:
+            os.setsid()
+            time.sleep(1000)
+            os._exit(0)
+        elif config.runaway:
+            self.note("runaway", pid=pid)
+
+    def note(self, what, **more):
+        """Into the diary."""
+        with (self.folder / "diary").open("a") as diary:
+            diary.write(json.dumps({"what": what, **more}) + "\n")
+
+    async def wait(self):
+        """For the gate."""
+        if self.config.busy and self.started:
+            self.note("busy")
+            while not (self.folder / "gate").exists():
+                sum(range(1000))
+        while self.config.gated and self.started and not (self.folder / "gate").exists():
+            await asyncio.sleep(0.005)
+
+    async def watched(self, kind, items, answers):
+        """Answers of echo, with what is ordered for each item."""
+        ids = [item.item_id for item in items]
+        self.started = [len(item.ids) for item in items] != [2]  # the worker's own question
+        if self.started:
+            self.note(kind, items=ids)
+        if self.lost:
+            raise RuntimeError("CUDA error: the device is lost")
+        bad = sorted(set(ids) & set(self.config.poison))
+        if self.started and bad:
+            self.lost = self.config.loses_gpu
+            raise LimbeckError(Reason.SCORING_FAILED, problems=[Problem("is poison", field=f"item {i}") for i in bad])
+        if self.started and set(ids) & set(self.config.deadly):
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            await self.wait()
+            async for answer in answers:
+                yield answer
+                await self.wait()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.note("cancelled", items=ids)
+            raise
+
+    def score(self, items, want):
+        """As echo."""
+        return self.watched("score", items, super().score(items, want))
+
+    def generate(self, prompts, sampling):
+        """As echo."""
+        return self.watched("generate", prompts, super().generate(prompts, sampling))
+
+
+@hookimpl
+def limbeck_teachers():
+    """One teacher."""
+    yield TeacherPlugin(name="nursery", config=NurseryConfig, factory=Nursery, summary="Trouble to order.")

@@ -23,7 +23,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Bound:
 
 
 @pytest.fixture
-def nursery(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bound]]:
+def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bound]]:
     """Makes the teacher `nursery` with a config; its diary is in tmp_path/diary, see `hosting.Diary`."""
     site = tmp_path / "site"
     info = site / "limbeck_nursery-1.0.dist-info"
@@ -36,8 +36,7 @@ def nursery(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     def make(**config: Any) -> Bound:
         entry = load_plugins().entry("teacher", "nursery")
-        options = {"tokenizer": str(data / "tok_a"), "folder": str(tmp_path)} | config
-        return Bound(entry, entry.plugin.config.model_validate(options), "teacher")
+        return Bound(entry, entry.plugin.config.model_validate({"folder": str(tmp_path), **config}), "teacher")
 
     yield make
     sys.modules.pop("limbeck_nursery", None)

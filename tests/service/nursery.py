@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from pydantic import Field
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.hookspecs import hookimpl
-from limbeck.interfaces import TeacherPlugin
+from limbeck.interfaces import CAPABILITIES, TeacherInfo, TeacherPlugin
 from limbeck_echo.config import EchoConfig
 from limbeck_echo.teacher import EchoTeacher
 
@@ -27,6 +26,7 @@ from limbeck_echo.teacher import EchoTeacher
 class NurseryConfig(EchoConfig):
     """What goes wrong, and with which items."""
 
+    tokenizer: str = ""
     folder: str  # of the diary, and of files that are waited for
     child: bool = False  # start a process that outlives everything
     runaway: bool = False  # fork one that leaves the group and keeps every file of the worker
@@ -42,11 +42,24 @@ class NurseryConfig(EchoConfig):
 class Nursery(EchoTeacher):
     """Echo with a life."""
 
+    _info: TeacherInfo
+
     def __init__(self, config: NurseryConfig) -> None:
         super().__init__(config)
+        self._info = TeacherInfo(  # without a tokenizer, whose loading takes seconds
+            name="nursery",
+            vocab_size=config.vocab_size or 261,
+            tokenizer_digest="a" * 64,
+            template_digest=None,
+            weights_digest="b" * 64,
+            max_length=config.max_length,
+            capabilities=frozenset(CAPABILITIES) - {"hidden_states"},
+            eos_ids=(1, 4),
+            bos_id=2,
+        )
         self.folder = Path(config.folder)
         self.lost = False
-        self.note("born", pid=os.getpid(), environment=sorted({"torch", "transformers"} & sys.modules.keys()))
+        self.note("born", pid=os.getpid())
         if config.needs and not (self.folder / config.needs).exists():
             problem = Problem("the model is not there", file=config.folder, hint="put it there")
             raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])

@@ -292,7 +292,7 @@ from tests_service_hosting import Box, bound, hosted, item
 from limbeck.v1 import teacher_service_pb2 as pb
 
 async def go():
-    async with hosted(bound("nursery", tokenizer=sys.argv[1], folder=sys.argv[2], child=True, busy=True)) as host:
+    async with hosted(bound("nursery", folder=sys.argv[1], child=True, busy=True)) as host:
         host.score("a", pb.Want(top_k=1), [item(1)], Box(), alone=False)
         await asyncio.sleep(1000)
 
@@ -300,13 +300,11 @@ asyncio.run(go())
 """
 
 
-def test_the_server_s_death_ends_the_worker_in_the_middle_of_its_work(
-    nursery: Make, diary, tmp_path: Path, data: Path
-) -> None:
+def test_the_server_s_death_ends_the_worker_in_the_middle_of_its_work(nursery: Make, diary, tmp_path: Path) -> None:
     nursery()
     code = SERVER.replace("tests_service_hosting", "hosting")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parent}"}
-    server = subprocess.Popen([sys.executable, "-c", code, data / "tok_a", tmp_path], env=environment)
+    server = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment)
     try:
         ask(until(lambda: diary.all("busy")))
         worker, child = diary.pid(), diary.pid("child")
@@ -384,15 +382,6 @@ def test_what_a_worker_prints_goes_to_the_log_line_by_line(nursery: Make, caplog
         ask(go())
     assert {record.teacher for record in caplog.records if record.name == "tests.service"} == {"mine"}
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_worker_imports_no_torch_for_a_teacher_without_it(nursery: Make, diary) -> None:
-    async def go() -> None:
-        async with hosted(nursery()):
-            pass
-
-    ask(go())
-    assert diary.all("born")[0]["environment"] == []
 
 
 # -------------------------------------------------------------------------------------------------------------- cancels

@@ -26,9 +26,8 @@ async def pair() -> AsyncIterator[tuple[Link, Link]]:
     try:
         yield ours, theirs
     finally:
-        ours.close()
-        theirs.close()
-        await asyncio.sleep(0)  # they let go on the next turn
+        await ours.close()
+        await theirs.close()
 
 
 @asynccontextmanager
@@ -37,8 +36,7 @@ async def half() -> AsyncIterator[tuple[Link, socket.socket]]:
     link = await Link.of(ours)
     with theirs:
         yield link, theirs
-    link.close()
-    await asyncio.sleep(0)
+    await link.close()
 
 
 async def send_all(link: Link, sizes: list[int], sent: list[int]) -> None:
@@ -55,7 +53,7 @@ def test_messages_of_every_size_arrive_in_order_and_then_the_end() -> None:
             for size in sizes:
                 assert await theirs.receive(internal.FromWorker) == answer(size)
             await sending
-            ours.close()
+            await ours.close()
             assert await theirs.receive(internal.FromWorker) is None
 
     asyncio.run(go())

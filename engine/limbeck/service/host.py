@@ -157,9 +157,12 @@ class TeacherHost:
         """One worker after the other, until a teacher refuses to start."""
         while True:
             how = await self._one_life()
-            if how is None:
-                return
             pause = self._next_pause()
+            if isinstance(how, LimbeckError):
+                self._not_before = time.monotonic() + pause
+                self._log.error("teacher cannot start: %s", how)
+                self._settle("failed", how)
+                return
             self.restarts += 1
             self._log.warning("worker ended %s; it is started again in %.1f s", how, pause)
             if self.state == "ready":
@@ -173,27 +176,27 @@ class TeacherHost:
         self._pause = min(max(2 * self._pause, SHORTEST_PAUSE), LONGEST_PAUSE)
         return self._pause
 
-    async def _one_life(self) -> str | None:
-        """A worker from start to end: how it ended, None where its teacher refused to start."""
+    async def _one_life(self) -> str | LimbeckError:
+        """A worker from start to end: how it ended, or why its teacher refused to start."""
         try:
             self._worker = worker = await WorkerProcess.start(self.name, self._bound, self._log)
         except OSError as error:
             return f"before it began ({error.strerror})"
         self._log.info("worker %d starts", worker.pid)
-        refused, how = False, ""
         try:
-            while not refused and (message := await worker.receive()) is not None:
-                refused = self._hear(message)
+            while (message := await worker.receive()) is not None:
+                if message.HasField("failed"):
+                    return error_of(message.failed)
+                self._hear(message)
         except Exception:  # a frame that cannot be, or a fault of ours: a new worker has neither
             self._log.exception("worker %d cannot be understood", worker.pid)
         finally:
             self._worker = None
             how = await worker.end()
             self._lose(_unavailable(f"its worker ended {how}"))
-        return None if refused else how
+        return how
 
-    def _hear(self, message: internal.FromWorker) -> bool:
-        """Take what the worker says. Returns whether its teacher refused to start."""
+    def _hear(self, message: internal.FromWorker) -> None:
         kind = message.WhichOneof("kind")
         if kind == "answer":
             self._answer(message.answer)
@@ -204,11 +207,6 @@ class TeacherHost:
             self._log.info("teacher is ready")
             self._settle("ready")
             self._pump_soon()
-        elif kind == "failed":
-            self._not_before = time.monotonic() + self._next_pause()
-            self._settle("failed", error_of(message.failed))
-            return True
-        return False
 
     def _lose(self, error: LimbeckError) -> None:
         for lane in self.lanes.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -48,6 +49,12 @@ class Link:
         self.post(message)
         await self._writer.drain()
 
-    def close(self) -> None:
+    def abort(self) -> None:
         """Let go of the socket; what was not sent is lost, and `receive` gives None."""
         self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Let go of the socket, and wait until that is done."""
+        self.abort()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()

@@ -33,6 +33,7 @@ class WorkerProcess:
         self._process, self._link, self._log = process, link, log
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._late: asyncio.TimerHandle | None = None
         for work in (self._wait, self._read):
             threading.Thread(target=work, daemon=True, name=f"limbeck-worker-{process.pid}").start()
 
@@ -75,7 +76,9 @@ class WorkerProcess:
         """Kill the group, and say how the worker ended."""
         self._kill()
         await self._ended.wait()
-        self._link.close()
+        if self._late is not None:
+            self._late.cancel()
+        await self._link.close()
         code = self._process.returncode
         return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
@@ -92,7 +95,7 @@ class WorkerProcess:
     def _tell_end(self) -> None:
         self._ended.set()
         # a process that has left the group may hold the socket, so that its end is not seen
-        self._loop.call_later(_LAST_WORDS, self._link.close)
+        self._late = self._loop.call_later(_LAST_WORDS, self._link.abort)
 
     def _read(self) -> None:
         """What the worker prints, into the log."""

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from limbeck.client.calls import LARGEST_MESSAGE, LEAST_CREDIT, MESSAGE, MOST_ITEMS, Call, Named
-from limbeck.client.errors import error_of_call, of_item, silent, unavailable
+from limbeck.client.ending import Ending
+from limbeck.client.errors import of_item, silent, unavailable
 from limbeck.client.link import Link, Retries, Share
 from limbeck.client.pull import pulled
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -52,6 +53,7 @@ class Exchange(Generic[Item, Answer]):
         self._left = self._partial = 0  # credit; bytes that came of items which are not whole
         self._news, self._wake, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._heard = self._spoke = 0.0
+        self._final: LimbeckError | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def next(self) -> list[Answer] | None:
@@ -89,8 +91,7 @@ class Exchange(Generic[Item, Answer]):
             task.add_done_callback(self._link.ending.discard)
             return
         task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        await asyncio.wait({task})
         await self._link.budget.give(self._share, self._share.tokens)
 
     @property
@@ -107,8 +108,8 @@ class Exchange(Generic[Item, Answer]):
                     await self._connected(feeder)
                     return
                 except LimbeckError as error:
-                    if feeder.done() and feeder.exception() is not None:
-                        raise  # the source's own error
+                    if error is self._final or (feeder.done() and feeder.exception() is not None):
+                        raise  # an item's error, or the source's own
                     await asyncio.sleep(self._retries.delay(error))
                 self._begin_again()
         finally:
@@ -129,8 +130,9 @@ class Exchange(Generic[Item, Answer]):
     async def _connected(self, feeder: asyncio.Task[None]) -> None:
         """One connection. Returns when everything is answered. Raises what it, or the source of items, ended with."""
         call = self._link.call(self._call.method)
+        ending = Ending(call, self._link.name)
         self._heard = asyncio.get_running_loop().time()
-        reader = asyncio.create_task(self._read(call))
+        reader = asyncio.create_task(self._read(call, ending))
         writer = asyncio.create_task(self._write(call))
         tasks = {reader, writer, feeder, asyncio.create_task(self._watch())}
         waiting = set(tasks)
@@ -272,7 +274,7 @@ class Exchange(Generic[Item, Answer]):
 
     # ----------------------------------------------------------------------------------------------------- reading
 
-    async def _read(self, call: Any) -> None:
+    async def _read(self, call: Any, ending: Ending) -> None:
         import grpc
 
         now = asyncio.get_running_loop().time
@@ -287,7 +289,7 @@ class Exchange(Generic[Item, Answer]):
                 elif kind == "started":
                     await self._started(response.started)
         except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, self._link.name) from None
+            raise await ending.error(error) from None
         except asyncio.CancelledError:
             _unless_cancelled()
         if not self._finished:
@@ -354,12 +356,16 @@ class Exchange(Generic[Item, Answer]):
         """An item that is not answered: raises its error, or lets it be sent again where that may help."""
         name, error = failed.item_id, of_item(error_of(failed.error), failed.item_id)
         batch = self._of.get(name)
-        if batch is None:
-            raise error
-        crowded = error.reason is Reason.QUOTA_EXCEEDED and self._call.could_fit(batch.items[name], self._link.limits)
-        if not crowded and error.reason is not Reason.TEACHER_UNAVAILABLE:
-            raise error
-        batch.delay = self._retries.delay(error)
+        again = batch is not None and error.reason is Reason.TEACHER_UNAVAILABLE
+        if batch is not None and error.reason is Reason.QUOTA_EXCEEDED:
+            again = self._call.could_fit(batch.items[name], self._link.limits)
+        try:
+            if batch is None or not again:
+                raise error
+            batch.delay = self._retries.delay(error)
+        except LimbeckError as final:
+            self._final = final
+            raise
         await self._settle(batch, name)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -112,8 +111,7 @@ class Replay:
         """Stop."""
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await self._task
+            await asyncio.wait({self._task})
 
     async def _run(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class ScriptedHost:
         self.lanes = {"score": Lane(), "generate": Lane()}
         self.restarts = 0
         self.closed = False
+        self.at_once = False  # answer everything by itself
 
     @property
     def message(self) -> pb.Teacher:
@@ -80,6 +81,9 @@ class ScriptedHost:
     def _asked(self, client: str, items: Sequence[Any], sink: Any, alone: bool) -> None:
         self.calls.append((client, [item.item_id for item in items], alone))
         self.sinks.update((item.item_id, sink) for item in items)
+        if self.at_once:
+            for item in items:
+                asyncio.get_running_loop().call_soon(self.answer, item.item_id, 1)
 
     def cancel(self, sink: Any, item_ids: Sequence[int] | None = None) -> None:
         self.cancelled.append(None if item_ids is None else list(item_ids))
@@ -125,7 +129,16 @@ def ids(*numbers: int) -> bytes:
 
 
 def item(item_id: int, tokens: int = 4, *, n: int = 2, **more: Any) -> pb.ScoreItem:
-    return pb.ScoreItem(item_id=item_id, ids=ids(*range(5, 5 + tokens)), first_row=0, n=n, **more)
+    return pb.ScoreItem(
+        item_id=item_id, ids=ids(*(5 + place % 200 for place in range(tokens))), first_row=0, n=n, **more
+    )
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Wait until something of the server is so."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def error_from(call: Any) -> tuple[grpc.StatusCode, LimbeckError]:

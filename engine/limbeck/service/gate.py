@@ -58,6 +58,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._metrics.errors.labels(str(error.reason)).inc()
             logger.warning("a call was refused: %s", error, extra={"method": short, "client": name})
             await refuse(context, error)
+        except NotImplementedError:  # what grpcio's own health service lacks
+            code = "UNIMPLEMENTED"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED)
         except Exception:
             code = "INTERNAL"
             self._metrics.errors.labels(str(Reason.INTERNAL)).inc()

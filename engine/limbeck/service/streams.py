@@ -76,7 +76,8 @@ class Stream:
         self._share = Share(use, self._wake.set)
         self._half_closed = False
         self._draining = False
-        self._ended: LimbeckError | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._begun = False
         self._host: TeacherHost
         self._info: TeacherInfo
         self._teacher = ""
@@ -101,22 +102,22 @@ class Stream:
         """Take in nothing more, finish what is under way, then end the call."""
         self._draining = True
         self._wake.set()
+        if not self._begun:
+            self.end(shutting_down())
 
     def end(self, error: LimbeckError) -> None:
         """End the call now."""
-        self._ended = error
-        self._wake.set()
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
     async def run(self) -> None:
         """Serve the call. Raises what ends it."""
         tasks: list[asyncio.Task[None]] = []
         try:
-            started = await self._begin()
-            await self._send(started)
-            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            tasks.append(asyncio.create_task(self._begin()))
+            await self._until(tasks[0])
+            tasks += [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
+            await self._until(*tasks[1:])
         finally:
             for task in tasks:
                 task.cancel()
@@ -128,6 +129,15 @@ class Stream:
                 self._desk.metrics.items.labels(self._teacher, self.method, "dropped").inc(len(self._items))
                 self._items.clear()
             self._share.close()
+            self._ended.cancel()
+
+    async def _until(self, last: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        """Wait until `last` is done. Raises what any of them raises, and what `end` is told."""
+        pending: set[asyncio.Future[None]] = {last, *others, self._ended}
+        while not last.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
 
     # ---------------------------------------------------------------------------------------------------- kinds differ
 
@@ -147,7 +157,7 @@ class Stream:
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    async def _begin(self) -> bytes:
+    async def _begin(self) -> None:
         message = await self._next()
         kind = message.WhichOneof("kind") if message is not None else None
         if message is None or kind != "start":
@@ -157,7 +167,8 @@ class Stream:
         await self._host.wait_ready()
         self._info = self._desk.information(self._host)
         expect(message.start.expectation, self._info)
-        return self._accept(message.start)
+        await self._send(self._accept(message.start))
+        self._begun = True
 
     async def _next(self) -> Any:
         """The client's next message, None after its last."""
@@ -234,8 +245,6 @@ class Stream:
     async def _write(self) -> None:
         while True:
             self._wake.clear()
-            if self._ended is not None:
-                raise self._ended
             self._same_teacher()
             self._admit()
             if self._control:

@@ -1,0 +1,141 @@
+"""Calls of Generate over a raw stub."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from limbeck.errors import CATALOGUE, LimbeckError, Reason
+from limbeck.service.config import Limits
+from limbeck.v1 import teacher_service_pb2 as pb
+
+from .served import error_from, ids, serving, soon
+
+
+def start(**more) -> pb.GenerateRequest:
+    sampling = more.pop("sampling", pb.Sampling(max_new_tokens=3))
+    return pb.GenerateRequest(start=pb.GenerateStart(teacher="t", sampling=sampling, **more))
+
+
+def prompts(*item_ids: int, tokens: int = 4) -> pb.GenerateRequest:
+    them = [pb.Prompt(item_id=item_id, ids=ids(*[7] * tokens)) for item_id in item_ids]
+    return pb.GenerateRequest(prompts=pb.Prompts(prompts=them))
+
+
+async def opened(stub, **more):
+    call = stub.Generate()
+    await call.write(start(**more))
+    assert (await call.read()).WhichOneof("kind") == "started"
+    return call
+
+
+def test_prompts_are_continued_without_credit_and_half_close_ends_the_call(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub)
+            await call.write(prompts(1, 2))
+            await soon(lambda: served.host.asked == [1, 2])
+            served.host.complete(2)
+            await call.done_writing()
+            served.host.fail(1, LimbeckError(Reason.TEACHER_UNAVAILABLE))
+            got = [await call.read(), await call.read()]
+            assert {message.WhichOneof("kind") for message in got} == {"completion", "failed"}
+            assert await call.read() is grpc.aio.EOF
+
+    asyncio.run(check())
+
+
+def test_a_real_worker_continues(echo):
+    async def check():
+        async with serving(echo, host=None) as served:
+            call = await opened(served.stub)
+            await call.write(prompts(1, 2, tokens=2))
+            await call.done_writing()
+            got = [(await call.read()).completion for _ in range(2)]
+            assert {completion.item_id for completion in got} == {1, 2}
+            assert all(completion.finish_reason for completion in got)
+            assert await call.read() is grpc.aio.EOF
+
+    asyncio.run(check())
+
+
+def test_a_dropped_prompt_is_dropped_at_the_host(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub)
+            await call.write(prompts(1, 2))
+            await call.write(pb.GenerateRequest(cancel=pb.Cancel(item_id=1)))
+            await soon(lambda: served.host.cancelled == [[1]])
+            served.host.complete(1)
+            served.host.complete(2)
+            assert (await call.read()).completion.item_id == 2
+
+    asyncio.run(check())
+
+
+def test_a_prompt_counts_its_new_tokens_too(echo):
+    async def check():
+        async with serving(echo, limits=Limits(tokens_in_flight=10)) as served:
+            call = await opened(served.stub, sampling=pb.Sampling(max_new_tokens=6))
+            await call.write(prompts(1, tokens=4))
+            await call.write(prompts(2, tokens=1))
+            failed = (await call.read()).failed
+            assert (failed.item_id, failed.error.reason) == (2, "QUOTA_EXCEEDED")
+            served.host.complete(1)
+            assert (await call.read()).completion.item_id == 1
+            await call.write(prompts(2, tokens=1))
+            await soon(lambda: served.host.asked == [1, 2])
+
+    asyncio.run(check())
+
+
+def test_a_bad_prompt_fails_and_the_call_goes_on(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub)
+            await call.write(prompts(1, tokens=0))
+            await call.write(prompts(2))
+            failed = (await call.read()).failed
+            assert (failed.item_id, failed.error.reason) == (1, "REQUEST_INVALID")
+            await soon(lambda: served.host.asked == [2])
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pb.Sampling(max_new_tokens=0),
+        pb.Sampling(max_new_tokens=1, temperature=-1),
+        pb.Sampling(max_new_tokens=1, temperature=float("nan")),
+        pb.Sampling(max_new_tokens=1, top_p=0),
+    ],
+)
+def test_sampling_that_cannot_be_ends_the_call(echo, sampling):
+    async def check():
+        async with serving(echo) as served:
+            call = served.stub.Generate()
+            await call.write(start(sampling=sampling))
+            code, error = await error_from(call)
+            assert (code.name, error.reason) == (CATALOGUE[error.reason].status, Reason.REQUEST_INVALID)
+
+    asyncio.run(check())
+
+
+def test_a_drain_finishes_the_prompts_that_are_there(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub)
+            await call.write(prompts(1))
+            await soon(lambda: served.host.asked == [1])
+            stopping = asyncio.ensure_future(served.server.stop(10))
+            await soon(lambda: served.server.service.draining)
+            served.host.complete(1)
+            assert (await call.read()).completion.item_id == 1
+            _, error = await error_from(call)
+            assert error.reason is Reason.SERVER_UNAVAILABLE
+            assert await stopping
+
+    asyncio.run(check())

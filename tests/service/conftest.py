@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: limbeck-nursery\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[limbeck.plugins]\nnursery = limbeck_nursery\n")
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
 
     def make(**config: Any) -> Bound:
         entry = load_plugins().entry("teacher", "nursery")

@@ -288,7 +288,7 @@ def test_closing_fails_what_is_left_and_leaves_no_process(nursery: Make, diary) 
 
 SERVER = """
 import asyncio, logging, sys
-from tests_service_hosting import Box, bound, hosted, item
+from hosting import Box, bound, hosted, item
 from limbeck.v1 import teacher_service_pb2 as pb
 
 async def go():
@@ -302,9 +302,7 @@ asyncio.run(go())
 
 def test_the_server_s_death_ends_the_worker_in_the_middle_of_its_work(nursery: Make, diary, tmp_path: Path) -> None:
     nursery()
-    code = SERVER.replace("tests_service_hosting", "hosting")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}:{Path(__file__).parent}"}
-    server = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, tmp_path], cwd=Path(__file__).parent)
     try:
         ask(until(lambda: diary.all("busy")))
         worker, child = diary.pid(), diary.pid("child")

@@ -413,6 +413,31 @@ def test_an_untied_head_and_bfloat16_work(tmp_path, data):
     assert (rough[1].full != exact[1].full).any()
 
 
+def test_the_output_head_is_the_one_of_the_family(pair):
+    teacher, reference = pair
+    (ids,) = sequences((12,))
+    head = ask(teacher.output_head())
+    states = reference.outputs(ids).hidden_states[-1][0].double().numpy()
+    logits = head.scale * (states @ head.weight.T.astype(np.float64) + (0 if head.bias is None else head.bias))
+    if head.soft_cap is not None:
+        logits = head.soft_cap * np.tanh(logits / head.soft_cap)
+    np.testing.assert_allclose(logits, reference.logits(ids), atol=1e-4)
+    assert head.weight.dtype == np.float32
+
+
+def test_a_bfloat16_head_is_given_in_float32(llama):
+    exact = ask(teacher_of(llama).output_head())
+    head = ask(teacher_of(llama, dtype="bfloat16").output_head())
+    np.testing.assert_array_equal(head.weight, torch.from_numpy(exact.weight).bfloat16().float().numpy())
+
+
+def test_a_head_that_is_not_of_the_known_form_is_refused(llama, monkeypatch):
+    monkeypatch.setattr(model_module, "head_transform", lambda config: (2.0, None))
+    with pytest.raises(LimbeckError) as caught:
+        ask(teacher_of(llama).output_head())
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
 def test_closing_twice_is_fine(llama):
     teacher = teacher_of(llama)
     ask(_first(teacher))

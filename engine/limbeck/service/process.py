@@ -74,21 +74,19 @@ class WorkerProcess:
 
     async def end(self) -> str:
         """Kill the group, and say how the worker ended."""
-        self._kill()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         await self._ended.wait()
         if self._late is not None:
             self._late.cancel()
         await self._link.close()
         code = self._process.returncode
-        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if code >= 0:
+            return f"with exit code {code}"
+        return "by " + next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
 
     def _wait(self) -> None:
         self._process.wait()
-        self._kill()
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._tell_end)
 

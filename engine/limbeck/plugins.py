@@ -183,7 +183,7 @@ def _identity(distribution: Distribution) -> tuple[str, str]:
     """Name and version, whatever state the metadata is in."""
     try:
         metadata = distribution.metadata
-        return str(metadata["Name"] or "unknown"), str(metadata["Version"] or "unknown")
+        return str(metadata.get("Name") or "unknown"), str(metadata.get("Version") or "unknown")
     except Exception:
         return "unknown", "unknown"
 

@@ -183,7 +183,8 @@ def _identity(distribution: Distribution) -> tuple[str, str]:
     """Name and version, whatever state the metadata is in."""
     try:
         metadata = distribution.metadata
-        return str(metadata.get("Name") or "unknown"), str(metadata.get("Version") or "unknown")
+        found = [metadata[key] if key in metadata else None for key in ("Name", "Version")]
+    return str(found[0] or "unknown"), str(found[1] or "unknown")
     except Exception:
         return "unknown", "unknown"
 

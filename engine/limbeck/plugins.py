@@ -183,8 +183,8 @@ def _identity(distribution: Distribution) -> tuple[str, str]:
     """Name and version, whatever state the metadata is in."""
     try:
         metadata = distribution.metadata
-        found = [metadata[key] if key in metadata else None for key in ("Name", "Version")]
-    return str(found[0] or "unknown"), str(found[1] or "unknown")
+        found = [(metadata.get_all(key) or [None])[0] for key in ("Name", "Version")]  # [key] will raise where none is
+        return str(found[0] or "unknown"), str(found[1] or "unknown")
     except Exception:
         return "unknown", "unknown"
 

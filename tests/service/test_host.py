@@ -233,7 +233,7 @@ def test_an_item_that_kills_every_worker_is_refused_and_its_neighbours_are_answe
     async def go() -> None:
         async with hosted(nursery(deadly=[2])) as host:
             host.score("a", TOP, [item(name) for name in range(4)], box, alone=False)
-            for _ in range(20):
+            for count in range(20):
                 await box.told(1)
                 answered.update(dict.fromkeys(box.complete, "answered"))
                 answered.update({n: e.reason for n, e in box.failures.items() if e.reason is Reason.SCORING_FAILED})
@@ -242,7 +242,7 @@ def test_an_item_that_kills_every_worker_is_refused_and_its_neighbours_are_answe
                 if len(answered) == 4:
                     break
                 if left:
-                    host.score("a", TOP, [item(name) for name in left], box, alone=False)
+                    host.score(f"again {count}", TOP, [item(name) for name in left], box, alone=False)
             assert host.restarts == lane_module.MOST_DEATHS
 
     ask(go())
@@ -360,7 +360,7 @@ def test_a_worker_that_dies_at_its_start_is_started_until_it_lives(nursery: Make
 
 def test_pauses_between_starts_grow_up_to_a_bound() -> None:
     async def go() -> list[float]:
-        host = host_module.TeacherHost("x", None, log=logging.getLogger("x"))  # type: ignore[arg-type]
+        host = host_module.TeacherHost("x", bound("echo", tokenizer=""), log=logging.getLogger("x"))
         return [host._next_pause() for _ in range(12)]
 
     pauses = ask(go())
@@ -460,6 +460,18 @@ def test_a_greedy_client_does_not_starve_another(nursery: Make, diary) -> None:
             await greedy.told(300)
 
     ask(go())
+
+
+def test_batches_are_as_large_as_the_teacher_s_own_setting_says(tiny_teacher: Path) -> None:
+    def largest(teacher: Bound, **more: int) -> int:
+        host = host_module.TeacherHost("x", teacher, log=logging.getLogger("x"), **more)
+        lane = host.lanes["score"]
+        lane.add("a", TOP, [item(name, 100) for name in range(1000)], Box())
+        return len(lane.next_call()[0].score.items)
+
+    assert largest(bound("transformers", model=str(tiny_teacher), batch_tokens=20_000)) == 200
+    assert largest(bound("echo", tokenizer="")) == host_module.BATCH_TOKENS // 100
+    assert largest(bound("echo", tokenizer=""), batch_tokens=300) == 3
 
 
 def test_texts_and_scores_do_not_wait_for_each_other(nursery: Make, diary) -> None:

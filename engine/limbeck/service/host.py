@@ -19,6 +19,7 @@ from limbeck.service.process import WorkerProcess
 from limbeck.signals.messages import error_message, error_of, info_of
 from limbeck.v1 import teacher_service_pb2 as pb
 
+BATCH_TOKENS = 8192
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started again
 _STATES = {
     "starting": pb.Teacher.STATE_STARTING,
@@ -32,11 +33,12 @@ State = Literal["starting", "ready", "failed"]
 class TeacherHost:
     """Runs a teacher in a worker process, asks it batches that clients share, and starts it again where it dies.
 
-    Belongs to one event loop. `log` gets the worker's starts and ends and all that it prints, with `teacher` as an
-    extra.
+    Belongs to one event loop. `batch_tokens`: rows × longest of a batch; the teacher's own setting of this name where
+    left out, else BATCH_TOKENS. `log` gets the worker's starts and ends and all that it prints, with the extra
+    `teacher`.
     """
 
-    def __init__(self, name: str, bound: Bound, *, batch_tokens: int = 8192, log: logging.Logger) -> None:
+    def __init__(self, name: str, bound: Bound, *, batch_tokens: int | None = None, log: logging.Logger) -> None:
         self.name = name
         self.state: State = "starting"
         self.info: TeacherInfo | None = None
@@ -51,9 +53,10 @@ class TeacherHost:
         self._closed = False
         self._pause, self._not_before = 0.0, 0.0
         self._numbers = count(1)
+        budget: int = batch_tokens or getattr(bound.config, "batch_tokens", BATCH_TOKENS)
         self.lanes = {
-            "score": Lane(Reason.SCORING_FAILED, batch_tokens, self._numbers),
-            "generate": Lane(Reason.GENERATION_FAILED, batch_tokens, self._numbers),
+            "score": Lane(Reason.SCORING_FAILED, budget, self._numbers),
+            "generate": Lane(Reason.GENERATION_FAILED, budget, self._numbers),
         }
         self._heads: dict[int, asyncio.Queue[internal.Answer | LimbeckError | None]] = {}
         self._pump_due = False

@@ -44,8 +44,11 @@ class Item(Entry):
 
     @property
     def digest(self) -> bytes:
-        """Of what is asked by whom: the same when it is sent again."""
-        return sha256(self.client.encode() + b"\0" + self.key + self.message.SerializeToString()).digest()
+        """Of what is asked, whoever asks: the same when it is sent again."""
+        unnamed = type(self.message)()
+        unnamed.CopyFrom(self.message)
+        unnamed.ClearField("item_id")
+        return sha256(self.key + unnamed.SerializeToString(deterministic=True)).digest()
 
 
 class Lane:

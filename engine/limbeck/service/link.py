@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 LARGEST = 64 << 20  # bytes of one frame; what is sent is far below
 _READ_AHEAD = 1 << 20
+_WRITE_BEHIND = 8 << 20  # bytes that may wait here: a teacher computes on while its last answers are read
 
 M = TypeVar("M", bound=Message)
 
@@ -24,7 +25,9 @@ class Link:
     @classmethod
     async def of(cls, end: socket.socket) -> Link:
         """Take over a connected socket."""
-        return cls(*await asyncio.open_unix_connection(sock=end, limit=_READ_AHEAD))
+        reader, writer = await asyncio.open_unix_connection(sock=end, limit=_READ_AHEAD)
+        writer.transport.set_write_buffer_limits(_WRITE_BEHIND)
+        return cls(reader, writer)
 
     async def receive(self, kind: type[M]) -> M | None:
         """The next message, None where the other end is gone. Raises ValueError for a frame that cannot be."""

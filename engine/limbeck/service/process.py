@@ -41,6 +41,7 @@ class WorkerProcess:
     async def start(cls, name: str, teacher: Bound, log: Log) -> WorkerProcess:
         """Start a worker and tell it which teacher to be. Raises OSError where the machine has no room for it."""
         ours, theirs = socket.socketpair()
+        link = await Link.of(ours)
         try:
             process = subprocess.Popen(
                 (sys.executable, "-P", "-m", "limbeck.service.worker", str(theirs.fileno())),
@@ -51,11 +52,11 @@ class WorkerProcess:
                 start_new_session=True,  # also out of reach of the terminal's Ctrl-C: the server ends it
             )
         except OSError:
-            ours.close()
+            link.abort()
             raise
         finally:
             theirs.close()
-        worker = cls(process, await Link.of(ours), log)
+        worker = cls(process, link, log)
         worker.post(internal.ToWorker(start=internal.Start(name=name, teacher=json.dumps(teacher.dump()))))
         return worker
 

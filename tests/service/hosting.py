@@ -38,7 +38,7 @@ def ids(length: int, seed: int = 0) -> np.ndarray:
 
 def item(item_id: int, length: int = 6, **more: Any) -> pb.ScoreItem:
     """An item whose rows but the last are asked."""
-    return pb.ScoreItem(item_id=item_id, ids=ids(length, item_id).tobytes(), **({"n": length - 1} | more))
+    return pb.ScoreItem(item_id=item_id, **({"ids": ids(length, item_id).tobytes(), "n": length - 1} | more))
 
 
 def prompt(item_id: int, length: int = 6) -> pb.Prompt:

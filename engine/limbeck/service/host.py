@@ -53,7 +53,7 @@ class TeacherHost:
         self._closed = False
         self._pause, self._not_before = 0.0, 0.0
         self._numbers = count(1)
-        budget: int = batch_tokens or getattr(bound.config, "batch_tokens", BATCH_TOKENS)
+        budget = batch_tokens or int(getattr(bound.config, "batch_tokens", BATCH_TOKENS))
         self.lanes = {
             "score": Lane(Reason.SCORING_FAILED, budget, self._numbers),
             "generate": Lane(Reason.GENERATION_FAILED, budget, self._numbers),

@@ -40,7 +40,8 @@ class Item(Entry):
     gone: bool = False
     begun: bool = False
     place: int = 0
-    call: int = 0  # at the worker; 0 while it waits
+    call: int | None = None  # at the worker
+    refused: bool = False  # and about to be told so
 
     @property
     def digest(self) -> bytes:
@@ -54,9 +55,8 @@ class Item(Entry):
 class Lane:
     """The way of items from clients to the worker and of answers back.
 
-    An error of a batch whose items are of several clients may be one item's fault: those that are left are asked
-    again, each on its own. So are those that a worker died with, when they are sent again; what MOST_DEATHS workers
-    died with is refused.
+    An error of a shared batch may be one item's fault: what is left of it is asked again, each item on its own. So is
+    what a worker died with, when it is sent again; what MOST_DEATHS workers died with is refused.
     """
 
     def __init__(self, refused: Reason, batch_tokens: int, numbers: Iterator[int]) -> None:
@@ -106,12 +106,14 @@ class Lane:
         deaths = {item: self._deaths.get(item.digest, 0) for item in items} if self._deaths else {}
         for item in items:
             if deaths.get(item, 0) >= MOST_DEATHS:
-                self._refuse_soon(item)
+                item.refused = True
+                asyncio.get_running_loop().call_soon(self._refuse, item)  # not while the caller is still queueing it
+        good = [item for item in items if not item.refused]
         if alone:
-            self._mixer.add(items, alone=True)
+            self._mixer.add(good, alone=True)
         else:
-            self._mixer.add([item for item in items if not deaths.get(item)])
-            for item in items:
+            self._mixer.add([item for item in good if not deaths.get(item)])
+            for item in good:
                 if deaths.get(item):
                     self._mixer.add([item], alone=True)
 
@@ -122,9 +124,9 @@ class Lane:
         dropped: dict[int, list[int]] = {}
         for item in [known[item_id] for item_id in named if item_id in known]:
             self._forget(item)
-            if item.call:
+            if item.call is not None:
                 dropped.setdefault(item.call, []).append(item.place)
-            else:
+            elif not item.refused:
                 self._mixer.drop(item)
         return [_cancel(call, places) for call, places in dropped.items()]
 
@@ -166,7 +168,7 @@ class Lane:
             if len(batch) == 1 or item.alone or item.begun:
                 self._fail(item, error)
             else:
-                item.call = 0
+                item.call = None
                 self._mixer.add([item], alone=True)
 
     def lose(self, error: LimbeckError) -> None:
@@ -191,17 +193,12 @@ class Lane:
         """Whether a call is this lane's."""
         return call in self._calls
 
-    def _refuse_soon(self, item: Item) -> None:
-        """Fail an item before its turn comes, but not while the caller is still queueing it."""
-        text = f"the teacher's worker has died {MOST_DEATHS} times while it computed this item"
-        hint = "it may need more memory than there is: shorten it, or lower the teacher's batch_tokens"
-        error = LimbeckError(self._refused, problems=[Problem(text, field=f"item {item.item_id}", hint=hint)])
-        asyncio.get_running_loop().call_soon(self._refuse, item, error)
-
-    def _refuse(self, item: Item, error: LimbeckError) -> None:
-        if not item.gone and not item.call:
-            self._mixer.drop(item)
-            self._fail(item, error)
+    def _refuse(self, item: Item) -> None:
+        if not item.gone:
+            text = f"the teacher's worker has died {MOST_DEATHS} times while it computed this item"
+            hint = "it may need more memory than there is: shorten it, or lower the teacher's batch_tokens"
+            problem = Problem(text, field=f"item {item.item_id}", hint=hint)
+            self._fail(item, LimbeckError(self._refused, problems=[problem]))
 
     def _fail(self, item: Item, error: LimbeckError) -> None:
         self._forget(item)

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class _Call:
     number: int
     request: Any
     left: set[int]
-    task: asyncio.Task[None] | None = field(default=None)
+    task: asyncio.Task[None] | None = None
 
 
 class Worker:
@@ -171,9 +171,8 @@ async def _by_place(
     async for answer in answers:
         place = places.pop(name_of(answer), None)
         if place is None:
-            raise LimbeckError(
-                Reason.SIGNAL_INVALID, problems=[Problem(f"item {name_of(answer)} was answered, and not asked")]
-            )
+            problem = Problem(f"item {name_of(answer)} was answered, and was not asked or had been answered")
+            raise LimbeckError(Reason.SIGNAL_INVALID, problems=[problem])
         yield place, answer
 
 

@@ -95,8 +95,11 @@ def field_path(field: str) -> Path_:
     return tuple(int(index) if index else name for index, name in parts)
 
 
-def read_document(path: Path) -> Document:
-    """Read a YAML file whose top is a mapping. Raises RECIPE_INVALID with the place of every fault."""
+def read_document(path: Path, *, must_have: str = "student:, data:, losses: and output:") -> Document:
+    """Read a YAML file whose top is a mapping; `must_have` is what one that is none is told to hold.
+
+    Raises RECIPE_INVALID with the place of every fault.
+    """
     document = Document(path, _read_text(path))
     try:
         _Builder(document).build()
@@ -113,7 +116,7 @@ def read_document(path: Path) -> Document:
         raise LimbeckError(Reason.RECIPE_INVALID, "The recipe is not valid YAML.", [problem]) from None
     if not document.problems and not isinstance(document.value, dict):
         what = "the file is empty" if document.value is None else "the file is not a mapping of fields"
-        hint = "it must have at least student:, data:, losses: and output:"
+        hint = f"it must have at least {must_have}"
         document.problems.append(document.problem((), what, hint))
     if document.problems and not isinstance(document.value, dict):
         raise LimbeckError(Reason.RECIPE_INVALID, problems=document.problems)
@@ -124,9 +127,9 @@ def _read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        problem = Problem("there is no such file", file=str(path), hint="give the path of a recipe")
+        problem = Problem("there is no such file", file=str(path), hint="give the path of a YAML file")
     except IsADirectoryError:
-        problem = Problem("this is a folder, not a file", file=str(path), hint="give the path of the recipe in it")
+        problem = Problem("this is a folder, not a file", file=str(path), hint="give the path of the YAML file in it")
     except OSError as error:
         problem = Problem(f"cannot be read: {error.strerror}", file=str(path))
     else:

@@ -20,7 +20,11 @@ def load_teacher(path: Path, registry: Registry) -> Bound:
     paths too, each with its place.
     """
     file = Path(path).resolve()
-    document = read_document(file)
+    message = f"{file.name} is not a valid teacher."
+    try:
+        document = read_document(file, must_have="plugin:")
+    except LimbeckError as error:
+        raise LimbeckError(Reason.RECIPE_INVALID, message, error.problems) from None
     binder = Binder(document, registry)
     teacher = None
     if "plugin" not in document.value and isinstance(document.value.get("teacher"), dict):
@@ -33,5 +37,5 @@ def load_teacher(path: Path, registry: Registry) -> Bound:
     problems = [*document.problems, *binder.problems, *missing(file, tuple(binder.resolver.uses))]
     if problems or teacher is None:
         problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
-        raise LimbeckError(Reason.RECIPE_INVALID, f"{file.name} is not a valid teacher.", problems)
+        raise LimbeckError(Reason.RECIPE_INVALID, message, problems)
     return teacher

@@ -7,7 +7,7 @@ import hmac
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -158,9 +158,9 @@ class Access:
 def read_tokens(path: Path) -> list[TokenEntry]:
     """The entries of a file of tokens. Raises SERVER_INVALID with every problem."""
     try:
-        document = read_document(path)
+        document = read_document(path, must_have="tokens:")
     except LimbeckError as error:
-        raise _invalid([Problem(p.message, p.file, p.line, p.column, "--tokens") for p in error.problems]) from None
+        raise _invalid([replace(problem, field="--tokens") for problem in error.problems]) from None
     problems = list(document.problems)
     entries: list[TokenEntry] = []
     try:

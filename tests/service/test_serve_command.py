@@ -1,0 +1,213 @@
+"""`limbeck serve` as a process: its first line, its signals, its exit codes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+
+from limbeck.v1 import teacher_service_pb2 as pb
+from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
+
+from .test_replay import capture
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+LIMBECK = [sys.executable, "-m", "limbeck.cli.main", "serve"]
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, data: Path) -> Path:
+    file = tmp_path / "echo.yaml"
+    file.write_text(f"plugin: echo\ntokenizer: {os.path.relpath(data / 'tok_a', tmp_path)}\n")
+    return file
+
+
+@contextmanager
+def started(*args: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and what it first says; killed where the test leaves it alive."""
+    process = subprocess.Popen(
+        [*LIMBECK, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stub_at(line: str) -> TeacherServiceStub:
+    assert line.startswith("listening on 127.0.0.1:")
+    address = line.removeprefix("listening on ").strip()
+    return TeacherServiceStub(grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]))
+
+
+def scored(stub: TeacherServiceStub, count: int) -> set[int]:
+    """Items answered in full."""
+    items = [pb.ScoreItem(item_id=number, ids=b"\5\0\0\0" * 8, n=7) for number in range(count)]
+    start = pb.ScoreStart(teacher="e", want=pb.Want(top_k=4, target=True))
+    messages = [pb.ScoreRequest(start=start), pb.ScoreRequest(items=pb.ScoreItems(items=items))]
+    return {answer.fragment.item_id for answer in stub.Score(iter(messages)) if answer.fragment.last}
+
+
+def log_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_it_serves_until_a_signal_and_leaves_no_process(teacher, tmp_path, name):
+    made = capture(tmp_path / "run")
+    made.label(*range(12))
+    made.finish()
+    with started("--teacher", f"e={teacher}", "--signals", f"s={made.folder}", "--listen", "127.0.0.1:0") as (
+        process,
+        line,
+    ):
+        stub = stub_at(line)
+        assert scored(stub, 20) == set(range(20))
+        replayed = stub.StreamSignals(pb.StreamSignalsRequest(dataset="s"))
+        assert sum(len(message.signals.signals) for message in replayed) == 12
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(signal.Signals[name])
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out == ""
+        log = log_of(err)
+        assert log[-1].items() >= {"message": "stopped", "signal": name, "drained": True}.items()
+        assert any(entry.get("teacher") == "e" for entry in log)
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_what_is_under_way_is_answered_before_it_stops(teacher):
+    with started("--teacher", f"e={teacher}", "--listen", "127.0.0.1:0") as (process, line):
+        call = stub_at(line).Score(iter(asked(credit=0)))  # half-closed: no credit is needed
+        assert next(call).HasField("started")
+        assert not next(call).fragment.last
+        process.send_signal(signal.SIGTERM)
+        assert [answer.fragment.last for answer in call] == [False, True]
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_second_signal_ends_it_at_once(teacher, name, code):
+    gone = threading.Event()
+
+    def held() -> Iterator[pb.ScoreRequest]:
+        yield from asked(credit=1 << 20)  # for one fragment and a bit: the second overdraws, the third waits
+        gone.wait()
+
+    with started("--teacher", f"e={teacher}", "--listen", "127.0.0.1:0") as (process, line):
+        call = stub_at(line).Score(held())
+        assert next(call).HasField("started")
+        assert [next(call).fragment.last for _ in range(2)] == [False, False]
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.Signals[name])
+        assert process.stderr is not None
+        while json.loads(process.stderr.readline())["message"] != "draining":
+            pass
+        assert process.poll() is None
+        process.send_signal(signal.Signals[name])
+        assert process.wait(timeout=60) == code
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+        with pytest.raises(grpc.RpcError) as ended:
+            next(call)
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        gone.set()
+
+
+def asked(credit: int) -> list[pb.ScoreRequest]:
+    """One item whose answer takes three fragments."""
+    item = pb.ScoreItem(item_id=1, ids=b"\5\0\0\0" * 2500, n=2499)
+    start = pb.ScoreStart(teacher="e", want=pb.Want(top_k=256), credit=credit)
+    return [pb.ScoreRequest(start=start), pb.ScoreRequest(items=pb.ScoreItems(items=[item]))]
+
+
+def test_json_holds_the_address_and_nothing_else(teacher):
+    with started("--teacher", f"e={teacher}", "--listen", "127.0.0.1:0", "--json") as (process, line):
+        address = json.loads(line)["listening"]
+        assert scored(stub_at(f"listening on {address}"), 2) == {0, 1}
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == ""
+
+
+def test_the_process_imports_nothing_heavy(teacher):
+    code = (
+        "import sys; from limbeck.cli import serve; from limbeck.service import server; from limbeck.plugins import "
+        "load_plugins; load_plugins(); print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def refused(*args: str | Path) -> dict:
+    done = subprocess.run([*LIMBECK, *map(str, args), "--json"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)["error"]
+
+
+def test_every_problem_is_told_at_once_with_its_place(teacher, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("plugin: echo\ntokeniser: nowhere\nseed: -1\n")
+    error = refused(
+        *("--teacher", f"a={bad}", "--teacher", f"b={tmp_path / 'gone.yaml'}", "--teacher", "c"),
+        *("--signals", f"s={tmp_path}", "--listen", "127.0.0.1:99999", "--tls-cert", tmp_path / "cert.pem"),
+        *("--metrics", "here", "--tokens", tmp_path / "tokens.yaml"),
+    )
+    assert error["reason"] == "SERVER_INVALID"
+    found = {(Path(p.get("file", "")).name, p.get("line"), p.get("field")) for p in error["problems"]}
+    assert found == {
+        ("", None, "--teacher"),
+        ("", None, "--listen"),
+        ("", None, "--metrics"),
+        ("", None, "--tls-key"),
+        ("cert.pem", None, "--tls-cert"),
+        ("bad.yaml", 1, "tokenizer"),
+        ("bad.yaml", 2, "tokeniser"),
+        ("bad.yaml", 3, "seed"),
+        ("gone.yaml", None, None),
+        ("train.arrow", None, None),
+        ("tokens.yaml", None, "--tokens"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("teacher: {plugin: echo}\n", "this is a recipe, not a teacher"),
+        ("model: x\n", "is missing"),
+        ("plugin: ecko\n", "ecko"),
+        ("plugin: 3\n", "must be text"),
+        ("plugin: echo\ntokenizer: nowhere/at/all\n", "is not there"),
+        ("- a\n", "not a mapping"),
+        ("", "empty"),
+    ],
+)
+def test_files_that_are_no_teacher_are_refused(tmp_path, text, said):
+    from limbeck.errors import LimbeckError
+    from limbeck.plugins import load_plugins
+    from limbeck.recipe.teacher import load_teacher
+
+    file = tmp_path / "teacher.yaml"
+    file.write_text(text)
+    with pytest.raises(LimbeckError) as caught:
+        load_teacher(file, load_plugins())
+    assert said in str(caught.value)
+    assert "student" not in str(caught.value)
+    assert all(problem.file == str(file) for problem in caught.value.problems)

@@ -18,7 +18,8 @@ from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Clients
 from limbeck.service.replay import Dataset, replay
 from limbeck.service.streams import Desk, GenerateStream, ScoreStream, Stream, shutting_down
-from limbeck.service.translate import parse
+from limbeck.service.translate import parse, wire_error
+from limbeck.signals.messages import error_of
 from limbeck.v1 import teacher_service_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
@@ -157,6 +158,8 @@ class TeacherService:
         message = pb.Teacher()
         message.CopyFrom(host.message)
         message.limits.CopyFrom(self._config.limits.message())
+        if message.HasField("error"):
+            message.error.CopyFrom(wire_error(error_of(message.error)))  # without paths of this machine
         if not self._config.allow_full and "full" in message.capabilities:
             message.capabilities.remove("full")
         return message

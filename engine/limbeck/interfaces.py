@@ -368,8 +368,9 @@ class Teacher(Protocol):
     """A model that scores and continues token sequences.
 
     `info` is cheap: it loads no weights. `score` and `generate` yield answers as they are ready, in any order, one per
-    item; closing the iterator stops the work at the next batch. A request beyond the capabilities raises
-    CAPABILITY_MISSING before any work. `close` may be called twice.
+    item; closing the iterator, or cancelling the task that waits for it, stops the work at the next batch. Several
+    requests may be under way at once. A request beyond the capabilities raises CAPABILITY_MISSING before any work.
+    `close` may be called twice.
     """
 
     def info(self) -> TeacherInfo: ...

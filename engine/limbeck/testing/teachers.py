@@ -261,6 +261,36 @@ class TeacherConformance:
         assert ask(first_only()) in {item.item_id for item in items}
         assert len(ask(scores(teacher, items, want))) == len(items)
 
+    def test_cancelling_a_request_where_it_waits_leaves_the_teacher_usable(
+        self, teacher: Teacher, items: list[ScoreItem]
+    ) -> None:
+        want = self._want(teacher)
+
+        async def cancelled() -> dict[int, Signal]:
+            task = asyncio.ensure_future(scores(teacher, items, want))
+            for _ in range(3):  # let it come to where it waits
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            return await scores(teacher, items, want)
+
+        assert len(ask(cancelled())) == len(items)
+
+    def test_scores_and_texts_at_once_do_not_disturb_each_other(
+        self, teacher: Teacher, items: list[ScoreItem], prompts: list[Prompt]
+    ) -> None:
+        self._need(teacher, "generate")
+        want, sampling = self._want(teacher), Sampling(max_new_tokens=4)
+
+        async def both() -> tuple[dict[int, Signal], dict[int, Completion]]:
+            return await asyncio.gather(scores(teacher, items, want), completions(teacher, prompts, sampling))
+
+        signals, texts = ask(both())
+        for name, signal in ask(scores(teacher, items, want)).items():
+            self._same(signals[name], signal, rows=signal.n)
+        for name, text in ask(completions(teacher, prompts, sampling)).items():
+            np.testing.assert_array_equal(texts[name].ids, text.ids)
+
     def _want(self, teacher: Teacher) -> Want:
         """Something that the teacher can answer."""
         can = teacher.info().capabilities

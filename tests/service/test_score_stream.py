@@ -413,6 +413,40 @@ def test_an_item_dropped_before_it_began_never_reaches_the_host(echo):
     asyncio.run(check())
 
 
+def test_an_id_may_be_used_again_once_its_item_is_dropped(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub, credit=0)
+            for _ in range(3):
+                await call.write(items(item(1)))
+                await call.write(items(item(1 << 60), item(2), alone=True))
+                for dropped in (1, 1 << 60, 2):
+                    await call.write(pb.ScoreRequest(cancel=pb.Cancel(item_id=dropped)))
+            await call.write(items(item(1), item(2)))
+            await call.write(grant(10 * COST))
+            await soon(lambda: served.host.asked == [1, 2])
+            (stream,) = served.server.service._open
+            assert not stream._waiting
+            served.host.answer(1, COST)
+            await call.read()
+            await call.write(items(item(1)))
+            await soon(lambda: served.host.asked == [1, 2, 1])
+
+    asyncio.run(check())
+
+
+def test_an_id_may_be_used_again_while_the_last_of_its_answer_is_on_its_way(echo):
+    async def check():
+        async with serving(echo) as served:
+            served.host.at_once = True
+            call = await opened(served.stub)
+            for _ in range(200):
+                await call.write(items(item(1)))
+                assert (await call.read()).fragment.last
+
+    asyncio.run(check())
+
+
 @pytest.mark.parametrize("how", ["cancel", "close"])
 def test_a_client_that_goes_takes_its_items_along(echo, how):
     async def check():
@@ -592,6 +626,27 @@ def test_a_drain_finishes_a_call_that_is_half_closed(echo):
             served.host.answer(2, COST)
             assert [(await call.read()).fragment.item_id for _ in range(2)] == [1, 2]
             assert await call.read() is grpc.aio.EOF
+            assert await stopping
+
+    asyncio.run(check())
+
+
+def test_a_drain_never_ends_a_call_well_that_left_items_unanswered(echo):
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub)
+            await call.write(items(item(1)))
+            await soon(lambda: served.host.asked == [1])
+            stopping = asyncio.ensure_future(served.server.stop(10))
+            await soon(lambda: served.server.service.draining)
+            await call.write(items(item(2)))
+            await call.done_writing()
+            (stream,) = served.server.service._open
+            await soon(lambda: stream._half_closed)
+            served.host.answer(1, COST)
+            assert (await call.read()).fragment.item_id == 1
+            _, error = await error_from(call)
+            assert error.reason is Reason.SERVER_UNAVAILABLE
             assert await stopping
 
     asyncio.run(check())

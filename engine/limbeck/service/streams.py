@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,10 +31,11 @@ from limbeck.v1 import signal_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
 
 UNREAD = 1 << 20  # bytes of failures that a client may leave unread before nothing more is taken in
+STRIDE = 64  # items that are checked in one go
 Start = Any  # ScoreStart | GenerateStart
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Item:
     """One that is not answered. `left`: bytes of its answer that are counted and not sent."""
 
@@ -43,6 +44,15 @@ class Item:
     size: int
     left: int = 0
     begun: bool = False
+    group: Group | None = None  # with which it waits
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Items that are begun together; `alone`: with nobody else's."""
+
+    items: list[Item]
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +85,10 @@ class Stream:
         self._wake = asyncio.Event()
         self._share = Share(use, self._wake.set)
         self._half_closed = False
-        self._draining = False
+        self._draining = self._turned_away = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._begun = False
+        self._seen: TeacherInfo | None = None
         self._host: TeacherHost
         self._info: TeacherInfo
         self._teacher = ""
@@ -121,7 +132,6 @@ class Stream:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self._items:
                 self._host.cancel(self)
                 for item in self._items.values():
@@ -130,6 +140,7 @@ class Stream:
                 self._items.clear()
             self._share.close()
             self._ended.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _until(self, last: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
         """Wait until `last` is done. Raises what any of them raises, and what `end` is told."""
@@ -146,7 +157,7 @@ class Stream:
         """Check what is asked of all items; the message `started`."""
 
     @abstractmethod
-    def _take(self, kind: str, content: Any) -> None:
+    async def _take(self, kind: str, content: Any) -> None:
         """Something that the client said after `start`."""
 
     def _admit(self) -> None:
@@ -188,7 +199,7 @@ class Stream:
             elif kind in ("start", None):
                 raise invalid("start is said once" if kind else "a message says nothing that is known here")
             elif kind != "alive":
-                self._take(kind, getattr(message, kind))
+                await self._take(kind, getattr(message, kind))
             self._wake.set()
             while self._told > UNREAD:  # a client that sends faults and reads no answer
                 self._relief.clear()
@@ -196,20 +207,30 @@ class Stream:
         self._half_closed = True
         self._wake.set()
 
-    def _keep(self, message: Any, check: Callable[[], Item]) -> bool:
-        """Take an item in, or say why not; whether it was taken in."""
-        if message.item_id in self._items:
-            raise invalid("is the id of an item that is not answered yet", f"item {message.item_id}")
-        if self._draining:
-            return False  # the client sends it again elsewhere
-        try:
-            item = check()
-            self._use.take(item.tokens, item.size)
-        except LimbeckError as error:
-            self._fail(message.item_id, error)
-            return False
-        self._items[message.item_id] = item
-        return True
+    async def _keep(self, messages: Sequence[Any]) -> list[Item]:
+        """Take items in, or say of each why not; those that were taken in."""
+        kept = []
+        for number, message in enumerate(messages):
+            if message.item_id in self._items:
+                raise invalid("is the id of an item that is not answered yet", f"item {message.item_id}")
+            if self._draining:
+                self._turned_away = True  # the client sends it again elsewhere
+                break
+            try:
+                item = self._checked(message)
+                self._use.take(item.tokens, item.size)
+            except LimbeckError as error:
+                self._fail(message.item_id, error)
+            else:
+                self._items[message.item_id] = item
+                kept.append(item)
+            if number % STRIDE == STRIDE - 1:
+                await asyncio.sleep(0)  # a message may hold very many: others have their turn
+        return [item for item in kept if self._items.get(item.message.item_id) is item]
+
+    @abstractmethod
+    def _checked(self, message: Any) -> Item:
+        """Raise what is wrong with an item."""
 
     def _cancel(self, item_id: int) -> None:
         item = self._items.get(item_id)
@@ -223,14 +244,15 @@ class Stream:
     def _forget(self, item_id: int) -> None:
         item = self._items.pop(item_id)
         self._use.give_back(item.tokens, item.size)
-        if item.begun:
-            self._release(item.left)
+        self._release(item)
         if any(entry[0] == item_id for entry in self._out):
             self._out = deque(entry for entry in self._out if entry[0] != item_id)
         self._wake.set()
 
-    def _release(self, cost: int) -> None:
-        self._share.free(cost)
+    def _release(self, item: Item) -> None:
+        """Give back what an item that will not be answered had taken."""
+        if item.begun:
+            self._share.free(item.left)
 
     def _fail(self, item_id: int, error: LimbeckError) -> None:
         failed = pb.ItemFailed(item_id=item_id, error=wire_error(error))
@@ -254,7 +276,7 @@ class Stream:
                 self._relief.set()
             elif self._out and self._may_send(self._out[0][2]):
                 await self._send_answer()
-            elif not self._items and self._half_closed:
+            elif not self._items and self._half_closed and not self._turned_away:
                 return
             elif self._draining and not any(item.begun for item in self._items.values()):
                 raise shutting_down()
@@ -275,10 +297,12 @@ class Stream:
         item = self._items[item_id]
         item.left -= cost
         self._sent(cost)
+        if last:  # now: the client may use its id again as soon as it has the answer
+            del self._items[item_id]
+            self._use.give_back(item.tokens, item.size)
         await self._send(response)
         self._share.free(cost)
-        if last and self._items.pop(item_id, None) is not None:  # it may have been dropped while it was sent
-            self._use.give_back(item.tokens, item.size)
+        if last:
             self._desk.metrics.items.labels(self._teacher, self.method, "answered").inc()
             self._desk.metrics.tokens.labels(self._teacher, self.method).inc(item.tokens)
 
@@ -291,7 +315,10 @@ class Stream:
 
     def _same_teacher(self) -> None:
         """A worker that was started again may have found other weights."""
-        if self._host.info is not None and self._desk.information(self._host) != self._info:
+        if self._host.info is self._seen:
+            return
+        self._seen = self._host.info
+        if self._seen is not None and self._desk.information(self._host) != self._info:
             raise LimbeckError(Reason.TEACHER_MISMATCH, "The teacher was started again and is another one now.")
 
 
@@ -302,7 +329,7 @@ class ScoreStream(Stream):
 
     def __init__(self, context: Any, caller: Caller, use: Use, desk: Desk) -> None:
         super().__init__(context, caller, use, desk)
-        self._waiting: deque[tuple[list[int], bool]] = deque()  # groups that are begun together, and whether alone
+        self._waiting: OrderedDict[Group, None] = OrderedDict()
         self._credit = 0  # granted and not sent
         self._reserved = 0  # of begun items, not sent
         self._want_message: pb.Want
@@ -318,15 +345,16 @@ class ScoreStream(Stream):
         )
         return pb.ScoreResponse(started=started).SerializeToString()
 
-    def _take(self, kind: str, content: Any) -> None:
+    async def _take(self, kind: str, content: Any) -> None:
         if kind == "grant":
             self._credit += content.bytes
             return
-        kept = [m.item_id for m in content.items if self._keep(m, lambda m=m: self._checked(m))]  # type: ignore[misc]
-        if kept and content.alone:
-            self._waiting.append((kept, True))
-        else:
-            self._waiting.extend(([item_id], False) for item_id in kept)
+        kept = await self._keep(content.items)
+        for group in [Group(kept, True)] if content.alone else [Group([item], False) for item in kept]:
+            if group.items:
+                self._waiting[group] = None
+            for item in group.items:
+                item.group = group
 
     def _checked(self, message: pb.ScoreItem) -> Item:
         tokens, cost = checked_item(message, self._want, self._info, self._desk.limits, bfloat16=self._bfloat16)
@@ -335,19 +363,18 @@ class ScoreStream(Stream):
     def _admit(self) -> None:
         mixed: list[pb.ScoreItem] = []
         while self._waiting and not (self._draining and not self._half_closed):
-            group, alone = self._waiting[0]
-            there = [self._items[item_id] for item_id in group if item_id in self._items]
-            cost = sum(item.left for item in there)
+            group = next(iter(self._waiting))
+            cost = sum(item.left for item in group.items)
             enough = self._half_closed or self._credit - self._reserved >= min(cost, FRAGMENT)
-            if there and not (enough and self._share.room(cost)):
+            if not (enough and self._share.room(cost)):
                 break
-            self._waiting.popleft()
+            del self._waiting[group]
             self._reserved += cost
             self._share.hold(cost)
-            for item in there:
+            for item in group.items:
                 item.begun = True
-            messages = [item.message for item in there]
-            if alone and messages:
+            messages = [item.message for item in group.items]
+            if group.alone:
                 self._host.score(self._caller.name, self._want_message, messages, self, alone=True)
             else:
                 mixed += messages
@@ -361,9 +388,14 @@ class ScoreStream(Stream):
         self._credit -= cost
         self._reserved -= cost
 
-    def _release(self, cost: int) -> None:
-        self._reserved -= cost
-        super()._release(cost)
+    def _release(self, item: Item) -> None:
+        super()._release(item)
+        if item.begun:
+            self._reserved -= item.left
+        elif item.group is not None:
+            item.group.items.remove(item)
+            if not item.group.items:
+                del self._waiting[item.group]
 
 
 class GenerateStream(Stream):
@@ -379,12 +411,13 @@ class GenerateStream(Stream):
         started = pb.GenerateStarted(teacher=self._desk.describe(self._host))
         return pb.GenerateResponse(started=started).SerializeToString()
 
-    def _take(self, kind: str, content: Any) -> None:
-        kept = [m for m in content.prompts if self._keep(m, lambda m=m: self._checked(m))]  # type: ignore[misc]
-        for message in kept:
-            self._items[message.item_id].begun = True
+    async def _take(self, kind: str, content: Any) -> None:
+        kept = await self._keep(content.prompts)
+        for item in kept:
+            item.begun = True
         if kept:
-            self._host.generate(self._caller.name, self._sampling_message, kept, self)
+            messages = [item.message for item in kept]
+            self._host.generate(self._caller.name, self._sampling_message, messages, self)
 
     def _checked(self, message: pb.Prompt) -> Item:
         return Item(message, checked_prompt(message, self._sampling, self._info), message.ByteSize())

@@ -1,0 +1,41 @@
+"""docs/serve.md names what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from limbeck.cli.serve import command
+from limbeck.service.auth import Role
+from limbeck.service.config import Limits
+from limbeck.service.metrics import Metrics
+
+from .served import ScriptedHost
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8")
+
+
+def first_cells(heading: str) -> str:
+    """First cells of the table that is headed so."""
+    table = re.split(rf"^\| {heading} \|", GUIDE, flags=re.M)[1].split("\n\n")[0]
+    return "\n".join(line.split(" | ")[0] for line in table.splitlines()[2:])
+
+
+def test_the_guide_has_every_option():
+    options = {name for parameter in command.params for name in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", first_cells("option"))) == options
+
+
+def test_the_guide_has_every_figure():
+    metrics = Metrics()
+    metrics.watch(lambda: {"t": ScriptedHost("t")})
+    there = {family.name + "_total" * (family.type == "counter") for family in metrics.registry.collect()}
+    assert set(re.findall(r"`(\w+)\{", first_cells("figure"))) == there
+
+
+def test_the_guide_has_the_limits_and_the_roles():
+    limits = Limits()
+    for text in (f"{limits.tokens_in_flight:,}", f"{limits.answer_bytes >> 20} MiB", f"| {limits.streams} |"):
+        assert text in GUIDE
+    assert "Roles are `score`, `train` and `admin`" in GUIDE
+    assert [role.name for role in sorted(Role)] == ["score", "train", "admin"]

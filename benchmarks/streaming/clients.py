@@ -83,16 +83,17 @@ def table(options: argparse.Namespace, folder: Path) -> Table:
     notes = (
         f"{options.seconds:g} s each with a new server each time, clients in {os.cpu_count()} processes. Replay: "
         f"k = 64 of {truth.vocab_size:,} words. Score: a teacher without a model (echo), k = 64, each client with "
-        f"{UNDER_WAY} sequences of {ITEM} tokens under way. Least: the slowest client's share of the mean. MiB: "
-        "resident memory with all clients connected, and the most since; the worker is the process that computes."
+        f"{UNDER_WAY} sequences of {ITEM} tokens under way. Least: the slowest client's share of the mean. CPU "
+        "and MiB: of the server, whose resident memory is that with all clients connected, and the most since; worker: "
+        "the most of the process that computes."
     )
-    columns = ("clients", "tokens/s of all", "× first", "least", "server MiB", "at most", "worker MiB at most")
+    columns = ("clients", "tokens/s of all", "× first", "least", "CPU s/M tok.", "MiB", "at most", "worker MiB")
     found = new_table("clients of one server", columns, notes)
     ways: dict[str, tuple[str, str]] = {"replay": ("--signals", f"bench={run}"), "score": ("--teacher", f"echo={file}")}
     for kind, serve in ways.items():
         first = None
         for count in options.clients:
-            tokens, rest, most = _measure(kind, serve, count, options.seconds)
+            tokens, used, rest, most = _measure(kind, serve, count, options.seconds)
             rate = sum(tokens) / options.seconds
             first = first or rate
             found.add_row(
@@ -101,6 +102,7 @@ def table(options: argparse.Namespace, folder: Path) -> Table:
                 f"{rate:,.0f}",
                 times(rate / max(first, 1e-9)),
                 f"{min(tokens) * count / max(sum(tokens), 1):.0%}",
+                f"{used / max(sum(tokens), 1) * 1e6:.2f}",
                 f"{rest / 2**20:,.0f}",
                 f"{most['own'] / 2**20:,.0f}",
                 f"{most['children'] / 2**20:,.0f}" if most["children"] else "",
@@ -109,17 +111,19 @@ def table(options: argparse.Namespace, folder: Path) -> Table:
     return found
 
 
-def _measure(kind: str, serve: tuple[str, str], count: int, seconds: float) -> tuple[list[int], int, dict[str, int]]:
-    """Tokens of each client, and the server's memory before and at most."""
+def _measure(
+    kind: str, serve: tuple[str, str], count: int, seconds: float
+) -> tuple[list[int], float, int, dict[str, int]]:
+    """Tokens of each client, the server's processor seconds, and its memory before and at most."""
     processes = min(count, os.cpu_count() or 1)
     shares = [count // processes + (place < count % processes) for place in range(processes)]
     with limbeck_serve(*serve) as (address, process), ExitStack() as stack:
         children = [stack.enter_context(closing(Child(read_many, kind, address, share, seconds))) for share in shares]
         for child in children:
             child.receive()
-        rest = process.memory_info().rss
+        rest, before = process.memory_info().rss, sum(process.cpu_times()[:2])
         with watched_memory(process) as most:
             for child in children:
                 child.send("go")
             tokens = [number for child in children for number in child.receive()]
-        return tokens, rest, dict(most)
+        return tokens, sum(process.cpu_times()[:2]) - before, rest, dict(most)

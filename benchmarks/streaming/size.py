@@ -74,8 +74,9 @@ def json_fp32(truth: Truth, texts: dict[int, str]) -> Decoded:
 def polynomial(exact: int, powers: tuple[float, ...]) -> Callable[[Truth, dict[int, str]], Decoded]:
     """Ids of ⌈log₂ v⌉ bits, the `exact` best log-probabilities in bf16, a curve through the others.
 
-    The curve over the rank 0, 1, … of the others is Σ c·rank^power, by least squares (here in float64, the published
-    one is solved in float32), c in fp32: the scheme of DistillKit's `LogprobCompressor`, its README's configurations.
+    The scheme of DistillKit's `LogprobCompressor`, in the configurations of its README. The curve over the rank 0, 1, …
+    of the others is Σ c·rank^power, c in fp32, by least squares in float64: the published code solves in float32, which
+    is the same at the smaller configuration and much further off at the larger.
     """
 
     def codec(truth: Truth, texts: dict[int, str]) -> Decoded:

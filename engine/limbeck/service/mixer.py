@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -114,7 +115,7 @@ class Mixer(Generic[E]):
         first = min(self._clients.values(), key=lambda client: client.served)
         key = first.oldest()
         if isinstance(key, bytes):
-            batch = list(self._mix(first, key))
+            batch = list(self._mix(key))
         else:
             batch = list(first.queues[key])
             for entry in batch:
@@ -123,26 +124,24 @@ class Mixer(Generic[E]):
         self._ahead = {name: served for name, served in self._ahead.items() if served > self._now}
         return batch
 
-    def _mix(self, first: _Client[E], key: bytes) -> Iterator[E]:
-        """Entries of one batch, each taken off the queue."""
-        open_ = {name: client for name, client in self._clients.items() if key in client.queues}
-        entry: E | None = next(iter(first.queues[key]))
+    def _mix(self, key: bytes) -> Iterator[E]:
+        """Entries of one batch, each taken off the queue: first the oldest of the client whose turn it is."""
+        turns = [(client.served, i, client) for i, client in enumerate(self._clients.values()) if key in client.queues]
+        heapify(turns)
         rows = longest = size = 0
         ids: set[int] = set()
-        while True:
-            if entry is not None:
-                rows, longest, size = rows + 1, max(longest, entry.tokens), size + entry.size
-                ids.add(entry.item_id)
-                self._take(entry)
-                if key not in open_[entry.client].queues:
-                    del open_[entry.client]
-                yield entry
-            if not open_:
-                return
-            name = min(open_, key=lambda name: open_[name].served)
-            entry = self._fitting(open_[name].queues[key], rows, longest, size, ids)
+        while turns:
+            _, i, client = heappop(turns)
+            queue = client.queues[key]
+            entry = self._fitting(queue, rows, longest, size, ids) if rows else next(iter(queue))
             if entry is None:
-                del open_[name]
+                continue  # nor will it later: the batch only grows
+            rows, longest, size = rows + 1, max(longest, entry.tokens), size + entry.size
+            ids.add(entry.item_id)
+            self._take(entry)
+            if key in client.queues:
+                heappush(turns, (client.served, i, client))
+            yield entry
 
     def _fitting(self, queue: dict[E, int], rows: int, longest: int, size: int, ids: set[int]) -> E | None:
         """Of a client's first entries the one of the nearest length that fits."""

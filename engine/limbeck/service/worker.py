@@ -219,7 +219,7 @@ def make_teacher(start: internal.Start) -> Teacher:
     options = json.loads(start.teacher)
     plugin = load_plugins().get("teacher", options.pop("plugin"))
     assert isinstance(plugin, TeacherPlugin)
-    return plugin.factory(plugin.config.model_validate(options))
+    return plugin.factory(plugin.config.model_validate_json(json.dumps(options)))
 
 
 async def serve(end: socket.socket) -> None:

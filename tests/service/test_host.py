@@ -19,6 +19,7 @@ from limbeck.errors import LimbeckError, Reason
 from limbeck.interfaces import Sampling
 from limbeck.recipe import Bound
 from limbeck.service import host as host_module
+from limbeck.service import kin as kin_module
 from limbeck.service import lane as lane_module
 from limbeck.service.process import WorkerProcess
 from limbeck.signals.fragments import fragments
@@ -212,7 +213,24 @@ def test_what_waits_while_a_worker_dies_is_answered_by_the_next_one(nursery: Mak
     assert (sorted(box.failures), sorted(box.complete)) == ([0, 1], [2, 3, 4])
 
 
-def test_a_runaway_that_holds_the_socket_does_not_hide_its_parents_death(nursery: Make, diary) -> None:
+def test_a_child_that_left_the_group_does_not_outlive_its_worker(nursery: Make, diary) -> None:
+    async def go() -> None:
+        async with hosted(nursery(runaway=True)) as host:
+            first = diary.pid("runaway")
+            assert alive(first)
+            diary.kill(signal.SIGKILL)
+            await until(lambda: host.restarts == 1 and not alive(first))
+            await host.wait_ready()
+        await until(lambda: not alive(diary.pid("runaway")))
+
+    ask(go())
+
+
+def test_a_worker_s_death_is_seen_where_a_child_that_cannot_be_found_holds_its_socket(
+    nursery: Make, diary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kin_module, "_PROC", Path("/nowhere"))
+
     async def go() -> None:
         async with hosted(nursery(runaway=True)) as host:
             diary.kill(signal.SIGKILL)
@@ -292,7 +310,7 @@ from hosting import Box, bound, hosted, item
 from limbeck.v1 import teacher_service_pb2 as pb
 
 async def go():
-    async with hosted(bound("nursery", folder=sys.argv[1], child=True, busy=True)) as host:
+    async with hosted(bound("nursery", folder=sys.argv[1], child=True, runaway=True, busy=True)) as host:
         host.score("a", pb.Want(top_k=1), [item(1)], Box(), alone=False)
         await asyncio.sleep(1000)
 
@@ -305,12 +323,11 @@ def test_the_server_s_death_ends_the_worker_in_the_middle_of_its_work(nursery: M
     server = subprocess.Popen([sys.executable, "-c", SERVER, tmp_path], cwd=Path(__file__).parent)
     try:
         ask(until(lambda: diary.all("busy")))
-        worker, child = diary.pid(), diary.pid("child")
-        assert alive(worker)
-        assert alive(child)
+        family = [diary.pid(who) for who in ("born", "child", "runaway")]
+        assert all(map(alive, family))
         server.kill()
         server.wait()
-        ask(until(lambda: not alive(worker) and not alive(child)))
+        ask(until(lambda: not any(map(alive, family))))
     finally:
         server.kill()
 

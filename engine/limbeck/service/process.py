@@ -12,9 +12,11 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from uuid import uuid4
 
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.recipe import Bound
+from limbeck.service.kin import MARK, end_kin
 from limbeck.service.link import Link
 
 Log = logging.LoggerAdapter[logging.Logger]
@@ -23,14 +25,14 @@ _LAST_WORDS = 1.0  # seconds to read what a worker that has ended had still sent
 
 
 class WorkerProcess:
-    """A worker in a process group of its own, which ends with it: no process that it started is left.
+    """A worker in a process group of its own: no process that it started is left when it has ended.
 
     Its end is waited for by a thread, not by asyncio, whose `wait` in some releases of Python also waits until
     nobody holds the pipes any more.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], link: Link, log: Log) -> None:
-        self._process, self._link, self._log = process, link, log
+    def __init__(self, process: subprocess.Popen[bytes], mark: str, link: Link, log: Log) -> None:
+        self._process, self._mark, self._link, self._log = process, mark, link, log
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._late: asyncio.TimerHandle | None = None
@@ -41,13 +43,14 @@ class WorkerProcess:
     async def start(cls, name: str, teacher: Bound, log: Log) -> WorkerProcess:
         """Start a worker and tell it which teacher to be. Raises OSError where the machine has no room for it."""
         ours, theirs = socket.socketpair()
-        link = await Link.of(ours)
+        link, mark = await Link.of(ours), uuid4().hex
         try:
             process = subprocess.Popen(
                 (sys.executable, "-P", "-m", "limbeck.service.worker", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {MARK: mark},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # also out of reach of the terminal's Ctrl-C: the server ends it
             )
@@ -56,7 +59,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
-        worker = cls(process, link, log)
+        worker = cls(process, mark, link, log)
         worker.post(internal.ToWorker(start=internal.Start(name=name, teacher=json.dumps(teacher.dump()))))
         return worker
 
@@ -74,9 +77,8 @@ class WorkerProcess:
         self._link.post(message)
 
     async def end(self) -> str:
-        """Kill the group, and say how the worker ended."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the worker and all that it started, and say how it ended."""
+        self._process.kill()
         await self._ended.wait()
         if self._late is not None:
             self._late.cancel()
@@ -88,12 +90,13 @@ class WorkerProcess:
 
     def _wait(self) -> None:
         self._process.wait()
+        end_kin(self._process.pid, self._mark)
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._tell_end)
 
     def _tell_end(self) -> None:
         self._ended.set()
-        # a process that has left the group may hold the socket, so that its end is not seen
+        # where a process is left all the same (without /proc), it may hold the socket, so that its end is not seen
         self._late = self._loop.call_later(_LAST_WORDS, self._link.abort)
 
     def _read(self) -> None:

@@ -1,6 +1,6 @@
 """The worker: a process of its own in which one teacher computes, started by its host with one end of a socket.
 
-It ends with its whole process group as soon as the other end is gone, whatever it is doing.
+It ends with all that it started as soon as the other end is gone, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from limbeck.interfaces import Prompt, Sampling, ScoreItem, Teacher, TeacherInfo
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.plugins import load_plugins
 from limbeck.service.heads import HeadDesk
+from limbeck.service.kin import MARK, end_kin
 from limbeck.service.link import Link
 from limbeck.signals.fragments import fragments
 from limbeck.signals.messages import error_message, item_of, numbers, sampling_of, teacher_message, want_of
@@ -240,11 +241,11 @@ async def serve(end: socket.socket) -> None:
 
 
 def end_with(fd: int) -> None:
-    """Kill this process and its group once the other end of `fd` is gone. Runs in a thread: the loop may be busy."""
+    """Kill this process and all it started once the other end of `fd` is gone. In a thread: the loop may be busy."""
     poll = select.poll()
     poll.register(fd, 0)  # of hang-ups one is always told
     poll.poll()
-    os.killpg(0, signal.SIGKILL)
+    end_kin(os.getpid(), os.environ[MARK])
 
 
 def main(fd: int) -> None:

@@ -85,7 +85,7 @@ def processor_seconds(pid: int | None = None) -> float:
     """Processor time of a process, of this one where none is named, and of all its children so far."""
     process = psutil.Process(pid)
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    return float(sum(one.user + one.system for one in times))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def table(options: argparse.Namespace, folder: Path) -> Table:
     with served(options, model, folder, options.threads) as remote:
         local = TransformersTeacher(TransformersConfig(model=str(model.resolve()), device=options.device))
         asked = batches(options, local.info().vocab_size)
-        teachers = {"in process": local, "over the wire": remote}
+        teachers: dict[str, Teacher] = {"in process": local, "over the wire": remote}
         seconds, used, same = asyncio.run(_measure(teachers, asked, options.rounds))
     tokens = sum(sequence.n for batch in asked for sequence in batch)
     notes = (

@@ -109,3 +109,7 @@ def test_every_fault_of_prompts_and_sampling_is_told_at_once():
 def test_a_teacher_that_only_scores_is_not_asked_to_write():
     error = refused(check_prompts, info(capabilities=frozenset({"top_k"})), [Prompt(1, IDS)], Sampling())
     assert error.reason is Reason.CAPABILITY_MISSING
+
+
+def test_temperatures_are_of_the_support_alone():
+    check_score(info(temperatures=(2.0,)), [], Want(target=True))

@@ -52,7 +52,7 @@ def _faults_of_want(info: TeacherInfo, want: Want) -> list[Problem]:
         )
     if want.samples < 0:
         problems.append(Problem(f"samples is {want.samples}, allowed is 0 or more"))
-    for temperature in want.temperatures:
+    for temperature in want.temperatures if want.top_k else ():  # the tails' alone
         if not (temperature > 0 and math.isfinite(temperature)):
             problems.append(Problem(f"temperature {temperature} is not a finite number above 0", field="temperature"))
         elif info.temperatures is not None and temperature not in info.temperatures:

@@ -61,7 +61,7 @@ def test_items_alone_are_asked_again_together_and_answered_once():
 
 def test_a_silent_server_is_left_and_asked_again():
     servicer = Scripted(answering(most=2, then="silence"), answering())
-    with serving(servicer) as address, client_of(address, silence=0.3) as client:
+    with serving(servicer) as address, client_of(address, silence=0.3, retry_for=5) as client:
         check(client.score("t", items(5), TARGET), items(5))
     assert len(servicer.seen) == 2
 
@@ -78,7 +78,7 @@ def test_a_server_that_shows_signs_of_life_is_not_left():
                 yield response
 
     servicer = Scripted(slow)
-    with serving(servicer) as address, client_of(address, silence=0.4) as client:
+    with serving(servicer) as address, client_of(address, silence=0.4, retry_for=5) as client:
         check(client.score("t", items(1), TARGET), items(1))
     assert len(servicer.seen) == 1
 

@@ -249,11 +249,13 @@ def test_tokens_in_flight_stay_within_the_servers_limit():
 
 
 def test_calls_inside_of_one_another_never_wait_for_the_limit():
+    """The outer call's items wait for credit, which its caller gives when the inner call is answered."""
     limits = pb.Limits(tokens_in_flight=64, answer_bytes=1 << 30, streams=8)
-    with serving(Scripted(answering(), limits=limits)) as address, connect(address) as client:
+    want = Want(layers=(-1,))  # 384 KiB an item
+    with serving(Scripted(crediting(), limits=limits)) as address, client_of(address) as client:
         pairs = []
-        for outer, _ in client.score("t", items(40), TARGET):
-            pairs += [(outer, inner) for inner, _ in client.score("t", items(2), TARGET)]
+        for outer, _ in client.score("t", items(40), want, credit=MIB):
+            pairs += [(outer, inner) for inner, _ in client.score("t", items(2), want, credit=MIB)]
     assert sorted(pairs) == [(outer, inner) for outer in range(40) for inner in range(2)]
 
 

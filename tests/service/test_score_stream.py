@@ -663,3 +663,24 @@ def test_a_drain_ends_when_its_time_is_over(echo):
             assert (code, error.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.SERVER_UNAVAILABLE)
 
     asyncio.run(check())
+
+
+def test_a_call_counts_until_its_client_has_read_how_it_ended(echo):
+    large = pb.ScoreResponse(fragment=pb.Fragment(item_id=1, full=b"x" * MIB)).SerializeToString()
+
+    async def check():
+        async with serving(echo, timing=Timing(silent=0.3), limits=Limits(streams=1)) as served:
+            call = await opened(served.stub)
+            await call.write(items(item(1)))
+            await soon(lambda: served.host.asked == [1])
+            for _ in range(30):  # more than gRPC takes on its way
+                served.host.sinks[1].answer(1, large, 0, False)
+            await soon(lambda: served.host.cancelled == [None])
+            _, error = await error_from(served.stub.Score())
+            assert error.reason is Reason.QUOTA_EXCEEDED, "the first is given up, and not over"
+            _, error = await error_from(call)
+            assert error.reason is Reason.PEER_SILENT
+            await soon(lambda: not served.server.service.busy)
+            await opened(served.stub)
+
+    asyncio.run(check())

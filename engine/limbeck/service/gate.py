@@ -6,8 +6,9 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,23 @@ from limbeck.service.metrics import Metrics
 from limbeck.service.translate import refuse
 
 logger = logging.getLogger(__name__)
-CALLER: ContextVar[Caller] = ContextVar("caller")
 
 _PROBES = "/grpc.health.v1."
 Enter = Callable[[Any], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call under way. `held`: what is given back when it is over, with its status told: not before.
+
+    gRPC keeps what a client does not read, a status included, so that a call may be over long after its handler.
+    """
+
+    caller: Caller
+    held: ExitStack
+
+
+CALL: ContextVar[Call] = ContextVar("call")
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -44,9 +58,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         short = method.rpartition("/")[2]
         start, code, name = time.monotonic(), "CANCELLED", context.peer()
         self._metrics.streams.labels(short).inc()
+        held = ExitStack()
         try:
             caller = self._access.admit(method, context)
-            CALLER.set(caller)
+            CALL.set(Call(caller, held))
             name = caller.name
             yield
             code = "OK"
@@ -67,6 +82,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             logger.exception("a fault of the server", extra={"method": short, "client": name})
             await refuse(context, LimbeckError(Reason.INTERNAL))
         finally:
+            held.close()
             self._metrics.streams.labels(short).dec()
             self._metrics.calls.labels(short, code).inc()
             fields = {"method": short, "client": name, "code": code, "seconds": round(time.monotonic() - start, 3)}

@@ -12,7 +12,7 @@ from limbeck.errors import LimbeckError, Problem, Reason, nearest
 from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Access
 from limbeck.service.config import ServeConfig
-from limbeck.service.gate import CALLER
+from limbeck.service.gate import CALL
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Clients
@@ -105,42 +105,43 @@ class TeacherService:
 
     async def stream_signals(self, request: bytes, context: Any) -> None:
         """See the proto."""
-        asked, caller = parse(pb.StreamSignalsRequest, request), CALLER.get()
+        asked, call = parse(pb.StreamSignalsRequest, request), CALL.get()
         if asked.dataset not in self._datasets:
             raise unknown(Reason.DATASET_UNKNOWN, "dataset", asked.dataset, list(self._datasets))
 
         def check() -> None:
             if self.draining:
                 raise shutting_down()
-            self._access.confirm(f"/{SERVICE}/StreamSignals", caller)
+            self._access.confirm(f"/{SERVICE}/StreamSignals", call.caller)
 
         sent = self._metrics.sent.labels("StreamSignals")
-        with self._clients.stream(caller.name):
-            async for message in replay(self._datasets[asked.dataset], asked, self._config.timing, check):
-                await context.write(message)
-                sent.inc(len(message))
+        call.held.enter_context(self._clients.stream(call.caller.name))
+        async for message in replay(self._datasets[asked.dataset], asked, self._config.timing, check):
+            await context.write(message)
+            sent.inc(len(message))
 
     async def _stream(self, kind: type[Stream], context: Any) -> None:
-        caller = CALLER.get()
-        with self._clients.stream(caller.name) as use:
-            stream = kind(context, caller, use, self._desk)
-            self._open.add(stream)
-            try:
-                await stream.run()
-            finally:
-                self._open.discard(stream)
+        call = CALL.get()
+        use = call.held.enter_context(self._clients.stream(call.caller.name))
+        stream = kind(context, call.caller, use, self._desk)
+        self._open.add(stream)
+        try:
+            await stream.run()
+        finally:
+            self._open.discard(stream)
 
     def _counted(self, handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:
             if self.draining:
                 raise shutting_down()
             self._calls += 1
-            try:
-                return await handler(request, context)
-            finally:
-                self._calls -= 1
+            CALL.get().held.callback(self._over)
+            return await handler(request, context)
 
         return call
+
+    def _over(self) -> None:
+        self._calls -= 1
 
     def _host(self, name: str) -> TeacherHost:
         if name not in self._hosts:

@@ -1,0 +1,69 @@
+"""A teacher behind a server gives a run the same bits as the same teacher in the run's own process."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from .conftest import command, environment
+
+Inside = Callable[..., tuple[int, str, str]]
+RECIPE = """\
+teacher: {teacher}
+student: {{model: teacher}}
+data: {{path: rows.jsonl, holdout: 3}}
+losses:
+  - {{plugin: forward_kl, weight: 0.9, top_k: 16, temperature: {{plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}}}}
+  - {{plugin: cross_entropy, weight: 0.1}}
+signals: {{source: {source}}}
+training: {{learning_rate: 1.0e-3, num_train_epochs: 2, per_device_train_batch_size: 4}}
+output: {output}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, kill_points: ModuleType, finished: Path) -> Path:
+    """A tiny teacher and rows with its answers."""
+    folder = tmp_path_factory.mktemp("remote")
+    kill_points.make_project(folder)
+    rows = (finished / "run" / "rows" / "rows.jsonl").read_text()
+    (folder / "rows.jsonl").write_text(rows)
+    (folder / "teacher.yaml").write_text("plugin: transformers\nmodel: teacher\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(project: Path) -> Iterator[str]:
+    """A server of the teacher."""
+    arguments = ("serve", "--teacher", f"tiny={project / 'teacher.yaml'}", "--listen", "127.0.0.1:0")
+    with (project / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command(*arguments), stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+        )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert first.startswith("listening on "), (project / "serve.log").read_text()
+    yield first.split()[-1]
+    process.terminate()
+    assert process.wait(60) == 0
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("source", ["cached", "online"])
+def test_the_student_has_the_same_bits(project: Path, address: str, inside: Inside, source: str) -> None:
+    remote = f"{{plugin: limbeck, address: '{address}', teacher: tiny}}"
+    for name, teacher in (("local", "{plugin: transformers, model: teacher}"), ("remote", remote)):
+        recipe = project / f"{name}-{source}.yaml"
+        recipe.write_text(RECIPE.format(teacher=teacher, source=source, output=f"{name}-{source}"))
+        code, _, err = inside("run", recipe)
+        assert code == 0, err
+    local, other = project / f"local-{source}", project / f"remote-{source}"
+    weights = "student/model.safetensors"
+    assert (other / weights).read_bytes() == (local / weights).read_bytes()
+    shards = sorted(path.relative_to(local) for path in local.glob("signals/*/shard-*"))
+    assert shards
+    assert [path for path in shards if (other / path).read_bytes() != (local / path).read_bytes()] == []

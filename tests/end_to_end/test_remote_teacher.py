@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,3 +68,24 @@ def test_the_student_has_the_same_bits(project: Path, address: str, inside: Insi
     shards = sorted(path.relative_to(local) for path in local.glob("signals/*/shard-*"))
     assert shards
     assert [path for path in shards if (other / path).read_bytes() != (local / path).read_bytes()] == []
+
+
+def test_an_audit_over_the_wire_says_what_one_in_process_says(project: Path, address: str, inside: Inside) -> None:
+    recipe = project / "audit.yaml"
+    teacher = "{plugin: transformers, model: teacher}"
+    recipe.write_text(RECIPE.format(teacher=teacher, source="cached", output="audited"))
+    local = inside("audit", recipe, "--rows", "3", "--json")
+    remote = inside("audit", recipe, "--rows", "3", "--json", "--server", address, "--teacher", "tiny")
+    assert local[0] == remote[0] == 0, local[2] + remote[2]
+    assert json.loads(remote[1]) == json.loads(local[1])
+    assert {"hidden states f32", "hidden states bf16"} <= {line["signal"] for line in json.loads(local[1])["lines"]}
+
+
+def test_an_audit_of_a_server_that_is_not_there_is_no_traceback(project: Path, inside: Inside) -> None:
+    recipe = project / "audit.yaml"
+    teacher = "{plugin: transformers, model: teacher}"
+    recipe.write_text(RECIPE.format(teacher=teacher, source="cached", output="audited"))
+    code, _, err = inside("audit", recipe, "--server", "127.0.0.1:9", "--teacher", "tiny")
+    assert code == 1
+    assert "SERVER_UNAVAILABLE" in err or "cannot be reached" in err
+    assert "Traceback" not in err

@@ -157,7 +157,7 @@ def serve_json(pipe: Connection, run: Path, count: int, kept: bool) -> None:
 
     def text(place: int) -> bytes:
         choice = {"index": 0, "text": "", "finish_reason": "length"}
-        choice["prompt_logprobs"] = prompt_logprobs(*numbers[place], texts)  # type: ignore[assignment]
+        choice["prompt_logprobs"] = prompt_logprobs(*numbers[place], texts)
         return json_text({"id": f"cmpl-{place}", "object": "text_completion", "choices": [choice]})
 
     texts_kept = [text(place) for place in range(count)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -294,8 +295,8 @@ def test_many_streams_share_open_shards_and_encoded_messages(whole, monkeypatch)
 
     monkeypatch.setattr(replay_module, "Shard", Counted)
     encoded = []
-    real = replay_module._message
-    monkeypatch.setattr(replay_module, "_message", lambda entry, s: encoded.append(entry.index) or real(entry, s))
+    real = replay_module.stored_signal
+    monkeypatch.setattr(replay_module, "stored_signal", lambda entry, t: encoded.append(entry.index) or real(entry, t))
 
     async def check():
         async with serving_signals(whole.folder) as stub:
@@ -305,6 +306,36 @@ def test_many_streams_share_open_shards_and_encoded_messages(whole, monkeypatch)
     asyncio.run(check())
     assert sorted(opened) == sorted(path.name for path in whole.store.glob("shard-*.arrow"))
     assert sorted(encoded) == list(range(12))
+
+
+def test_streams_that_are_given_up_never_mix_what_others_get(whole, monkeypatch):
+    real = replay_module.stored_signal
+    monkeypatch.setattr(replay_module, "KEPT_PARTS", 1)
+    monkeypatch.setattr(replay_module, "PART_BYTES", 400)
+    monkeypatch.setattr(replay_module, "stored_signal", lambda *about: time.sleep(0.001) or real(*about))
+    working = []
+
+    async def check():
+        dataset = Dataset("d", whole.folder)
+        part = dataset._part
+
+        def watched(*about):
+            working.append(1)
+            assert len(working) == 1, "one thread at a time, also after a cancel"
+            try:
+                return part(*about)
+            finally:
+                working.pop()
+
+        monkeypatch.setattr(dataset, "_part", watched)
+        shelf = await dataset.current()
+        for after in range(12):
+            asking = [asyncio.ensure_future(dataset.part(shelf, after, tokens)) for tokens in (True, False)]
+            await asyncio.sleep(0.0005 * (after % 3))
+            asking[0].cancel()
+            assert (await asking[1]).last > after
+
+    asyncio.run(check())
 
 
 def test_a_folder_without_signals_is_no_dataset(tmp_path):

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from limbeck.data import TokenSequence, read_sequences
 from limbeck.data.store import SequenceFile
@@ -20,12 +20,12 @@ from limbeck.runs.prepare import TRAIN
 from limbeck.runs.stage import Record
 from limbeck.service.config import Timing
 from limbeck.service.requests import expect
+from limbeck.service.wire import Pieces, size_of, stored_signal, stored_signals
 from limbeck.signals import SignalHeader, SignalStore
 from limbeck.signals.journal import JOURNAL, Listed, read_journal
 from limbeck.signals.messages import header_message
 from limbeck.signals.shard import Entry, Shard
 from limbeck.signals.store import HEADER
-from limbeck.v1 import signal_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
 
 PART_BYTES = 1 << 20  # that a message aims at
@@ -81,22 +81,28 @@ class Dataset:
 
     async def current(self) -> _Shelf:
         """The dataset as it is now. Raises SERVER_UNAVAILABLE while it is being made anew."""
-        async with self._lock:
-            return await asyncio.to_thread(self._refresh)
+        return await self._alone(self._refresh)
 
     async def part(self, shelf: _Shelf, after: int, tokens: bool) -> Part | None:
         """What follows sequence `after`, about 1 MiB; None where it is still to come. Raises STORE_DAMAGED."""
         kept = shelf.parts.get((after, tokens))
         if kept is not None:
             return kept
-        async with self._lock:
-            kept = shelf.parts.get((after, tokens))
-            try:
-                return kept or await asyncio.to_thread(self._part, shelf, after, tokens)
-            except LimbeckError:
-                if shelf.stamps == self._stamps():
-                    raise
-                return None  # it is being made anew, which `current` tells
+        try:
+            return await self._alone(self._part, shelf, after, tokens)
+        except LimbeckError:
+            if shelf.stamps == self._stamps():
+                raise
+            return None  # it is being made anew, which `current` tells
+
+    async def _alone(self, work: Callable[..., V], *about: Any) -> V:
+        """Work in a thread, one at a time: the next one waits for it also where its own call has been cancelled."""
+
+        async def locked() -> V:
+            async with self._lock:
+                return await asyncio.to_thread(work, *about)
+
+        return await asyncio.shield(locked())
 
     # ---------------------------------------------------------------------------------------------------- in a thread
 
@@ -135,22 +141,25 @@ class Dataset:
         shelf.journal = stamp
 
     def _part(self, shelf: _Shelf, after: int, tokens: bool) -> Part | None:
+        kept = shelf.parts.get((after, tokens))
+        if kept is not None:
+            return kept  # of a stream that was first
         if after not in shelf.of and not self._comes(shelf, after):
             problem = Problem(f"sequence {after + 1} has no signal, and the capture has ended", file=str(self._store))
             raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem])
-        signals = pb.StoredSignals()
+        signals: list[Pieces] = []
         end, size = after, 0
         while end < len(shelf.sequences) and size < PART_BYTES and (listed := shelf.of.get(end)) is not None:
             entry = self._shard(shelf, listed).entry(end)
-            signal = _message(entry, shelf.sequences[end] if tokens else None)
-            if size and size + signal.ByteSize() > MOST_PART_BYTES:
+            signal = stored_signal(entry, _tokens(entry, shelf.sequences[end]) if tokens else None)
+            if size and size + size_of(signal) > MOST_PART_BYTES:
                 break
-            size += signal.ByteSize()
-            signals.signals.append(signal)
+            size += size_of(signal)
+            signals.append(signal)
             end += 1
         if end == after:
             return None
-        message = pb.StreamSignalsResponse(signals=signals).SerializeToString()
+        message = stored_signals(signals)
         return _keep(shelf.parts, (after, tokens), Part(message, end), KEPT_PARTS)
 
     def _comes(self, shelf: _Shelf, index: int) -> bool:
@@ -175,7 +184,7 @@ class Dataset:
 
 async def replay(
     dataset: Dataset, request: pb.StreamSignalsRequest, timing: Timing, check: Callable[[], None]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The answers to a StreamSignals call. `check` is asked now and then and raises what ends the call.
 
     Raises CURSOR_INVALID, TOKENIZER_MISMATCH, TEACHER_MISMATCH (also where the dataset was made anew meanwhile),
@@ -189,43 +198,45 @@ async def replay(
     expect(request.expectation, shelf.header)
     yield pb.StreamSignalsResponse(started=pb.SignalsStarted(dataset=dataset.message)).SerializeToString()
     checked = said = news = time.monotonic()
-    while after < total:
-        part = await dataset.part(shelf, after, request.with_tokens)
-        if part is not None:
-            yield part.message
-            after, said = part.last, time.monotonic()
-            news = said
-        else:
-            await asyncio.sleep(timing.poll)
-            shelf = await dataset.current()
-            if shelf is not first:
-                raise LimbeckError(Reason.TEACHER_MISMATCH, "The dataset was made anew; begin with its first sequence.")
-        now = time.monotonic()
-        if now - checked >= timing.poll:
-            check()
-            checked = now
-        if now - news >= timing.idle:
-            message = f"Nothing new came for {timing.idle:g} s; ask again with the last sequence that you have."
-            raise LimbeckError(Reason.SERVER_UNAVAILABLE, message)
-        if now - said >= timing.alive:
-            yield pb.StreamSignalsResponse(alive=pb.Alive(position=shelf.stored)).SerializeToString()
-            said = now
+    ahead: asyncio.Task[Part | None] | None = None  # while a part is sent, the next is read
+    try:
+        while after < total:
+            part = await (ahead or dataset.part(shelf, after, request.with_tokens))
+            ahead = None
+            if part is not None:
+                after = part.last
+                if after < total:
+                    ahead = asyncio.create_task(dataset.part(shelf, after, request.with_tokens))
+                yield part.message
+                said = news = time.monotonic()
+            else:
+                await asyncio.sleep(timing.poll)
+                shelf = await dataset.current()
+                if shelf is not first:
+                    message = "The dataset was made anew; begin with its first sequence."
+                    raise LimbeckError(Reason.TEACHER_MISMATCH, message)
+            now = time.monotonic()
+            if now - checked >= timing.poll:
+                check()
+                checked = now
+            if now - news >= timing.idle:
+                message = f"Nothing new came for {timing.idle:g} s; ask again with the last sequence that you have."
+                raise LimbeckError(Reason.SERVER_UNAVAILABLE, message)
+            if now - said >= timing.alive:
+                yield pb.StreamSignalsResponse(alive=pb.Alive(position=shelf.stored)).SerializeToString()
+                said = now
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
 
 
-def _message(entry: Entry, sequence: TokenSequence | None) -> pb.StoredSignal:
-    fields = {name: memoryview(raw).tobytes() for name, raw in entry.packed.fields.items()}
-    message = pb.StoredSignal(
-        sequence=entry.index + 1,
-        signal=signal_pb2.PackedSignal(first_row=entry.packed.first_row, n=entry.packed.n, **fields),
-        ids_sha256=entry.ids_digest,
-    )
-    if sequence is not None:
-        ids = sequence.ids.astype("<i4").tobytes()
-        if hashlib.sha256(ids).digest() != entry.ids_digest:
-            problem = Problem(f"sequence {entry.index + 1} has other tokens than its signal was captured for")
-            raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem])
-        message.tokens.CopyFrom(pb.Tokens(ids=ids, trained=sequence.trained.astype("u1").tobytes()))
-    return message
+def _tokens(entry: Entry, sequence: TokenSequence) -> pb.Tokens:
+    ids = sequence.ids.astype("<i4").tobytes()
+    if hashlib.sha256(ids).digest() != entry.ids_digest:
+        problem = Problem(f"sequence {entry.index + 1} has other tokens than its signal was captured for")
+        raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem])
+    return pb.Tokens(ids=ids, trained=sequence.trained.astype("u1").tobytes())
 
 
 def _stamp(path: Path) -> Stamp | None:

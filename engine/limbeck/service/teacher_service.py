@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -99,9 +100,10 @@ class TeacherService:
         host = self._host(parse(pb.GetOutputHeadRequest, request).teacher)
         await host.wait_ready()
         sent = self._metrics.sent.labels("GetOutputHead")
-        async for response in host.head():
-            await context.write(response)
-            sent.inc(len(response))
+        async with aclosing(host.head()) as responses:
+            async for response in responses:
+                await context.write(response)
+                sent.inc(len(response))
 
     async def stream_signals(self, request: bytes, context: Any) -> None:
         """See the proto."""
@@ -116,9 +118,11 @@ class TeacherService:
 
         sent = self._metrics.sent.labels("StreamSignals")
         call.held.enter_context(self._clients.stream(call.caller.name))
-        async for message in replay(self._datasets[asked.dataset], asked, self._config.timing, check):
-            await context.write(message)
-            sent.inc(len(message))
+        dataset, timing = self._datasets[asked.dataset], self._config.timing
+        async with aclosing(replay(dataset, asked, timing, check)) as messages:
+            async for message in messages:
+                await context.write(message)
+                sent.inc(len(message))
 
     async def _stream(self, kind: type[Stream], context: Any) -> None:
         call = CALL.get()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
-from .conftest import command, environment
+from limbeck.data import read_sequences
+
+from .conftest import ROOT, command, environment
 
 Inside = Callable[..., tuple[int, str, str]]
 RECIPE = """\
@@ -38,9 +43,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, kill_points: ModuleType, f
 
 
 @pytest.fixture(scope="module")
-def address(project: Path) -> Iterator[str]:
-    """A server of the teacher."""
-    arguments = ("serve", "--teacher", f"tiny={project / 'teacher.yaml'}", "--listen", "127.0.0.1:0")
+def address(project: Path, finished: Path) -> Iterator[str]:
+    """A server of the teacher and of the signals of a finished run, `demo`."""
+    arguments = ["serve", "--teacher", f"tiny={project / 'teacher.yaml'}", "--listen", "127.0.0.1:0"]
+    arguments += ["--signals", f"demo={finished / 'run'}"]
     with (project / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             command(*arguments), stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
@@ -89,3 +95,15 @@ def test_an_audit_of_a_server_that_is_not_there_is_no_traceback(project: Path, i
     assert code == 1
     assert "SERVER_UNAVAILABLE" in err or "cannot be reached" in err
     assert "Traceback" not in err
+
+
+def test_the_client_of_the_readme_reads_the_signals_of_a_run(address: str, finished: Path) -> None:
+    (block,) = re.findall(r"```python\n(from limbeck.client.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(block.replace("127.0.0.1:7411", address), "README.md", "exec"), namespace)
+    last = read_sequences(finished / "run" / "sequences" / "train.arrow")[-1]
+    assert namespace["stored"].sequence == last.index + 1
+    assert namespace["tokens"].tolist() == last.ids.tolist()
+    mass = np.exp(namespace["logprobs"]).sum(axis=1) + np.exp(namespace["tail"])
+    assert mass == pytest.approx(np.ones(last.n), abs=1e-9)
+    assert namespace["ids"].shape == (last.n, 16)

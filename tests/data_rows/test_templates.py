@@ -74,6 +74,7 @@ PLAIN = (
     "{% for m in messages %}{{ ('User: ' if m['role'] == 'user' else 'Bot: ') + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Bot: ' }}{% endif %}"
 )
+THINKING = GEMMA.replace("model\n' }}{% endif %}", "model\n<think>\n' }}{% endif %}")
 PHI3 = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
@@ -132,6 +133,15 @@ TABLE = {
         None,
         "<|im_end|>",
         [["<think>\nt1\n</think>\n\na1<|im_end|>"], ["<think>\nt2\n</think>\n\na2<|im_end|>"]],
+        plain=("<think>", "</think>"),
+        turns=THINKS,
+    ),
+    "the generation prompt opens a thought": Case(
+        THINKING,
+        (),
+        "<bos>",
+        "<eos>",
+        [["t1\n</think>\n\na1<end_of_turn>", "t2\n</think>\n\na2<end_of_turn>"]],
         plain=("<think>", "</think>"),
         turns=THINKS,
     ),
@@ -209,6 +219,10 @@ def test_an_answer_behind_another_prompt_than_the_template_s_is_refused(variant:
     assert problem.field == "messages[1]"
     assert "generation prompt" in problem.message
     assert "data.chat_template" in str(problem.hint)
+
+
+def test_the_end_token_is_known_where_the_generation_prompt_opens_a_thought(variant: Callable[..., Tokenizer]) -> None:
+    assert variant(THINKING, (), "<bos>", "<eos>").eos_ids == (1, 4)
 
 
 def test_a_template_that_raises_is_told_for_its_row_alone(tok: Callable[..., Tokenizer]) -> None:

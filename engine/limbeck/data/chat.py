@@ -125,9 +125,7 @@ class Template:
     def end_token(self) -> str | None:
         """The added token that closes an answer, None where the template has none."""
         try:
-            messages = [{"role": "user", "content": "q"}]
-            start = self._prompt_text(messages)
-            tail = self._tail(messages, start)
+            tail = self._tail([{"role": "user", "content": "q"}])
         except TemplateError:
             return None
         match = self._added.search(tail) if self._added else None
@@ -188,9 +186,13 @@ class Template:
             )
         return texts[0][len(start) :], texts[1][len(start) :]
 
-    def _tail(self, messages: Sequence[Message], start: str) -> str:
-        """What the template writes behind an answer to `messages`."""
-        first, second = self._probe(messages, start)
+    def _tail(self, messages: Sequence[Message], answer: str = "") -> str:
+        """What the template writes behind an answer to `messages` that begins like `answer`."""
+        first, second = (
+            self.render([*messages, {"role": "assistant", "content": answer + probe}]) for probe in _PROBES
+        )
+        if first == second:
+            raise TemplateError("the chat template does not write answers", hint="name another in data.chat_template")
         length = _common(first[::-1], second[::-1])
         return first[len(first) - length :]
 
@@ -212,7 +214,7 @@ class Template:
         if not before:
             raise TemplateError("an answer without a message before it cannot be trained", hint="set its weight to 0")
         start = self._prompt_text(before)
-        tail = self._tail(before, start)
+        tail = self._tail(before, messages[index]["content"])
         text = self.render(messages[: index + 1])
         if not text.startswith(start) or not text.endswith(tail) or len(text) < len(start) + len(tail):
             raise TemplateError(

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 from limbeck.cli.serve import command
-from limbeck.service.auth import Role
+from limbeck.plugins import load_plugins
+from limbeck.recipe.teacher import load_teacher
+from limbeck.service.auth import Role, read_tokens
 from limbeck.service.config import Limits
 from limbeck.service.metrics import Metrics
 
@@ -39,3 +41,11 @@ def test_the_guide_has_the_limits_and_the_roles():
         assert text in GUIDE
     assert "Roles are `score`, `train` and `admin`" in GUIDE
     assert [role.name for role in sorted(Role)] == ["score", "train", "admin"]
+
+
+def test_the_files_of_the_guide_are_valid(tmp_path):
+    teacher, tokens = (tmp_path / "teacher.yaml", tmp_path / "tokens.yaml")
+    for file, text in zip((teacher, tokens), re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.M | re.S), strict=True):
+        file.write_text(text)
+    assert load_teacher(teacher, load_plugins()).name == "transformers"
+    assert [entry.name for entry in read_tokens(tokens)] == ["ann", "ci"]

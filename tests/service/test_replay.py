@@ -16,12 +16,14 @@ import pytest
 from limbeck.data import TokenSequence, write_sequences
 from limbeck.errors import LimbeckError, Reason
 from limbeck.service import replay as replay_module
-from limbeck.service.config import Timing
+from limbeck.service.config import ServeConfig, Timing
 from limbeck.service.replay import Dataset
+from limbeck.service.server import Server
 from limbeck.signals import Signal, SignalHeader, SignalWriter, TopK
 from limbeck.signals.codec import Packed, decode
 from limbeck.signals.journal import read_journal
 from limbeck.v1 import teacher_service_pb2 as pb
+from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
 
 from .served import error_from, serving_signals
 
@@ -229,6 +231,25 @@ def test_an_idle_replay_is_ended_for_the_client_to_ask_again(tmp_path):
             call = stub.StreamSignals(pb.StreamSignalsRequest(dataset="d"))
             code, error = await error_from(call)
             assert (code, error.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.SERVER_UNAVAILABLE)
+
+    asyncio.run(check())
+
+
+def test_a_drain_sends_an_open_replay_away(tmp_path):
+    made = capture(tmp_path / "run")
+    made.label(0, 1)
+
+    async def check():
+        server = Server(ServeConfig(signals={"d": made.folder}, listen="127.0.0.1:0", timing=QUICK))
+        channel = grpc.aio.insecure_channel(await server.start(), options=[("grpc.enable_http_proxy", 0)])
+        call = TeacherServiceStub(channel).StreamSignals(pb.StreamSignalsRequest(dataset="d"))
+        assert (await call.read()).HasField("started")
+        assert len((await call.read()).signals.signals) == 2
+        stopping = asyncio.ensure_future(server.stop(10))
+        code, error = await error_from(call)
+        assert (code, error.reason) == (grpc.StatusCode.UNAVAILABLE, Reason.SERVER_UNAVAILABLE)
+        assert await stopping
+        await channel.close()
 
     asyncio.run(check())
 

@@ -228,6 +228,8 @@ def test_a_bad_item_fails_and_the_call_goes_on(echo, bad, said):
         (pb.Want(top_k=4, temperatures=[0]), Reason.CAPABILITY_MISSING),
         (pb.Want(top_k=4, temperatures=[float("nan")]), Reason.CAPABILITY_MISSING),
         (pb.Want(samples=2**32 - 1), Reason.REQUEST_INVALID),
+        (pb.Want(top_k=4, temperatures=range(1, 400_000)), Reason.REQUEST_INVALID),
+        (pb.Want(layers=range(1_000_000)), Reason.REQUEST_INVALID),
     ],
 )
 def test_a_want_that_cannot_be_ends_the_call_before_the_first_item(echo, want, reason):

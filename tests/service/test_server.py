@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import socket
 import urllib.request
 from io import StringIO
@@ -70,6 +71,16 @@ def test_an_unknown_teacher_is_told_with_the_nearest_name(echo):
             code, error = await error_from(served.stub.GetTeacher(pb.GetTeacherRequest(name="tt")))
             assert (code, error.reason) == (grpc.StatusCode.NOT_FOUND, Reason.TEACHER_UNKNOWN)
             assert error.problems[0].hint == "did you mean t?"
+
+    asyncio.run(check())
+
+
+def test_a_name_of_any_length_is_refused_at_once(echo):
+    async def check():
+        async with serving(echo) as served:
+            _, error = await error_from(served.stub.GetTeacher(pb.GetTeacherRequest(name="t" * 4_000_000)))
+            assert error.reason is Reason.TEACHER_UNKNOWN
+            assert len(error.problems[0].message) < 200
 
     asyncio.run(check())
 
@@ -253,6 +264,22 @@ def test_the_log_is_one_json_object_a_line_and_says_who_and_how(echo):
     ended = [line for line in lines if line["message"] == "call ended"]
     assert [(line["method"], line["code"]) for line in ended] == [("ListTeachers", "OK"), ("GetTeacher", "NOT_FOUND")]
     assert all({"time", "level", "client", "seconds"} <= set(line) for line in ended)
+
+
+def test_on_a_terminal_the_log_is_for_people():
+    class Terminal(StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    former = logging.root.handlers[:], logging.root.level
+    try:
+        start_logging(stream)
+        logging.getLogger("x").warning("worker ended %s", "badly", extra={"teacher": "t"})
+    finally:
+        logging.root.handlers[:] = former[0]
+        logging.root.setLevel(former[1])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d warning worker ended badly  teacher=t\n", stream.getvalue())
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -16,6 +16,8 @@ from limbeck.signals.messages import item_of, numbers, sampling_of, want_of
 from limbeck.teachers.requests import check_prompts, check_score
 from limbeck.v1 import teacher_service_pb2 as pb
 
+MOST_ASKED = 256  # temperatures, or layers: what is wrong with each is told, so there must be an end
+
 
 def expect(expectation: pb.Expectation, there: TeacherInfo | SignalHeader) -> None:
     """Raise TOKENIZER_MISMATCH or TEACHER_MISMATCH, naming all that differs, where something else is expected."""
@@ -31,6 +33,9 @@ def expect(expectation: pb.Expectation, there: TeacherInfo | SignalHeader) -> No
 
 def checked_want(message: pb.Want, info: TeacherInfo) -> Want:
     """What is asked of every item. Raises REQUEST_INVALID, CAPABILITY_MISSING."""
+    for name, values in (("temperatures", message.temperatures), ("layers", message.layers)):
+        if len(values) > MOST_ASKED:
+            raise invalid(f"{len(values):,} {name} are asked for, {MOST_ASKED} are allowed", "want")
     want = want_of(message)
     if list(want.temperatures) != sorted(set(want.temperatures)):
         raise invalid(f"temperatures are {list(want.temperatures)[:8]}; they must be distinct and ascending", "want")

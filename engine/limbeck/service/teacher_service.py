@@ -172,6 +172,7 @@ class TeacherService:
 
 def unknown(reason: Reason, what: str, name: str, known: list[str]) -> LimbeckError:
     """There is no `what` of this name."""
+    name = name[:80]
     guess = nearest(name, known)
     hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(sorted(known)[:20]) or 'none'}"
-    return LimbeckError(reason, problems=[Problem(f"{name[:80]!r} is no {what} here", field="name", hint=hint)])
+    return LimbeckError(reason, problems=[Problem(f"{name!r} is no {what} here", field="name", hint=hint)])

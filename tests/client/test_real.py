@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from limbeck.interfaces import Teacher
 from limbeck.signals import Signal
 from limbeck.testing.teachers import ask, scores
 
-from .served import Process
+from .proxy import between
+from .served import ROOT, Process
 
 WANT = Want(top_k=4, temperatures=(1.0, 2.0), target=True)
 
@@ -122,6 +124,37 @@ def test_a_server_that_is_stopped_finishes_or_hands_over(files, local):
             turn.join()
     assert sorted(name for name, _ in found) == list(range(200))
     same(dict(found), ask(scores(local, asked, WANT)))
+
+
+def test_a_network_that_drops_delays_and_splits_changes_no_answer(echo, local):
+    asked = items(150)
+    with between(echo.address, most=80_000, delay=0.002) as (proxy, address), connect(address) as client:
+        found = list(client.score(client.teacher("echo"), asked, WANT))
+        prompts = [Prompt(item.item_id, item.ids) for item in asked[:40]]
+        texts = list(client.generate("echo", prompts, Sampling(max_new_tokens=4)))
+    assert proxy.dropped >= 3
+    assert sorted(name for name, _ in found) == list(range(150))
+    same(dict(found), ask(scores(local, asked, WANT)))
+    assert sorted(text.item_id for text in texts) == list(range(40))
+
+
+def test_tokens_are_wanted_and_their_faults_are_told(files, tmp_path):
+    tokens = tmp_path / "tokens.yaml"
+    digest = hashlib.sha256(b"hv-token-123").hexdigest()
+    tokens.write_text(f"tokens:\n  - {{name: ann, token_sha256: {digest}, role: score}}\n")
+    arguments = "--teacher", f"echo={files / 'echo.yaml'}", "--tokens", str(tokens)
+    with Process(*arguments, log=tmp_path / "log") as server:
+        with connect(server.address, token_file=ROOT / "tests" / "data" / "C11" / "token_crlf_bom.txt") as client:
+            assert client.teacher("echo", wait=120).state == "ready"
+            assert len(list(client.score("echo", items(3), WANT))) == 3
+        for token in (None, "hv-token-124"):
+            with connect(server.address, token=token) as client:
+                for ask_for in (client.teachers, lambda: list(client.score("echo", items(3), WANT))):
+                    with pytest.raises(LimbeckError) as caught:
+                        ask_for()
+                    assert caught.value.reason is Reason.UNAUTHENTICATED
+                    assert "hv-token" not in str(caught.value)
+    assert "hv-token" not in (tmp_path / "log").read_text()
 
 
 def test_many_more_tokens_than_the_limit_pass_without_an_error(echo):

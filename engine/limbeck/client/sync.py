@@ -38,6 +38,9 @@ class Background:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run to the end and return the result; ended early where the caller is interrupted."""
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise RuntimeError("this runs in the client's own event loop: use connect_async there")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result()

@@ -121,7 +121,7 @@ class Scripted(TeacherServiceServicer):
         try:
             async for response in script(self, seen, inbox, context):
                 yield response
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter where an answer was just being sent
             seen.cancelled = True
             raise
         finally:

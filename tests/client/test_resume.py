@@ -128,7 +128,7 @@ def test_an_item_that_no_limit_will_ever_let_through_is_not_tried_again(limits, 
 
 def test_patience_ends_where_nothing_is_answered():
     servicer = Scripted(answering(most=1), answering(most=0, then=grpc.StatusCode.UNAVAILABLE))
-    with serving(servicer) as address, client_of(address, retry_for=0.5) as client:
+    with serving(servicer) as address, client_of(address, retry_for=3) as client:
         stream = client.score("t", items(3), TARGET)
         next(stream)
         with pytest.raises(LimbeckError, match="without an answer") as caught:
@@ -138,11 +138,11 @@ def test_patience_ends_where_nothing_is_answered():
 
 
 def test_patience_begins_anew_with_each_answer():
-    """Twelve lost connections take longer than `retry_for`, but each brings an answer."""
-    servicer = Scripted(*[answering(most=1, then=grpc.StatusCode.UNAVAILABLE)] * 12, answering())
-    with serving(servicer) as address, client_of(address, retry_for=0.4) as client:
-        check(client.score("t", items(13), TARGET), items(13))
-    assert len(servicer.seen) == 13
+    """Lost connections take longer than `retry_for` in all, but each brings an answer."""
+    servicer = Scripted(*[answering(most=1, then=grpc.StatusCode.UNAVAILABLE)] * 24, answering())
+    with serving(servicer) as address, client_of(address, retry_for=1.5) as client:
+        check(client.score("t", items(25), TARGET), items(25))
+    assert len(servicer.seen) == 25
 
 
 def test_an_item_whose_teacher_never_comes_back_is_given_up():

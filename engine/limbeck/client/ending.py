@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.client.errors import error_of_call, unavailable
 from limbeck.errors import LimbeckError
 
-LATE = 2.0  # seconds for the status after a write that failed
+LATE = 0.5  # seconds for the status after a write that failed
 _LOST = "Internal error from Core"
 
 
@@ -17,7 +17,8 @@ class Ending:
     """Notes every status that gRPC gives to a call.
 
     Where a write is under way while the server ends the call, gRPC puts a status of its own over the server's
-    (grpc/grpc#36066), before or after it: an error of the server would be lost at random.
+    (grpc/grpc#36066), before or after it: an error of the server would be lost at random. With answers still unread the
+    server's never comes; it is taken for a lost connection then, and the next call will tell.
     """
 
     def __init__(self, call: Any, address: str) -> None:

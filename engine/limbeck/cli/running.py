@@ -83,6 +83,7 @@ def prepare_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _interrupted(signal: str, recipe: Recipe, display: Display, as_json: bool) -> int:

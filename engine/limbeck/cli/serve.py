@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def command(teachers: tuple[str, ...], signals: tuple[str, ...], as_json: bool, 
     from limbeck.plugins import load_plugins
 
     prepare_libraries()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines are no part of the log
     from limbeck.service.logs import start_logging
     from limbeck.service.server import serve
 

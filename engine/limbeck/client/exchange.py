@@ -27,10 +27,10 @@ GOODBYE = 2.0  # seconds for the server to end an answered call
 class _Batch(Generic[Item]):
     """Items that are sent, and sent again, together: one, or all of a message that is scored alone."""
 
-    def __init__(self, items: list[tuple[Item, Any]], tokens: int) -> None:
+    def __init__(self, items: dict[int, tuple[Item, Any]], tokens: int) -> None:
         self.tokens = tokens
-        self.items = {item.item_id: item for item, _ in items}
-        self.encoded = [encoded for _, encoded in items]
+        self.items = {name: item for name, (item, _) in items.items()}
+        self.encoded = [encoded for _, encoded in items.values()]
         self.bytes = sum(encoded.ByteSize() for encoded in self.encoded)
         self.answered: set[int] = set()
         self.waiting: set[int] = set()  # sent in this connection and neither answered nor failed
@@ -161,22 +161,22 @@ class Exchange(Generic[Item, Answer]):
     async def _feed(self) -> None:
         """Take items from the source as the server's limit and the caller's pace allow."""
         await self._link.budget.known.wait()
-        group: list[tuple[Item, Any]] = []
+        group: dict[int, tuple[Item, Any]] = {}
         tokens = bytes_ = 0
         async for item in pulled(self._source):
             more, encoded = self._call.tokens(item), self._encode(item)
             size = encoded.ByteSize() + 8
             most = (self._link.budget.limit or 1 << 62) // 2
-            if any(item.item_id == other.item_id for other, _ in group):
+            if item.item_id in group:
                 raise _repeated(item.item_id)
-            if group and (not self._call.alone or tokens + more > most or bytes_ + size > LARGEST_MESSAGE):
+            if group and (tokens + more > most or bytes_ + size > LARGEST_MESSAGE):
                 await self._add(_Batch(group, tokens))
-                group, tokens, bytes_ = [], 0, 0
-            group.append((item, encoded))
+                group, tokens, bytes_ = {}, 0, 0
+            group[item.item_id] = item, encoded
             tokens, bytes_ = tokens + more, bytes_ + size
             if not self._call.alone:
                 await self._add(_Batch(group, tokens))
-                group, tokens, bytes_ = [], 0, 0
+                group, tokens, bytes_ = {}, 0, 0
         if group:
             await self._add(_Batch(group, tokens))
         self._fed = True
@@ -213,8 +213,8 @@ class Exchange(Generic[Item, Answer]):
 
         now = asyncio.get_running_loop().time
         try:
-            self._left = self._call.credit - self._held
-            await call.write(self._call.start(max(self._left, 0)))
+            self._left = max(self._call.credit - self._held, 0)
+            await call.write(self._call.start(self._left))
             self._spoke = now()
             while not self._finished:
                 message = self._grant() or self._items()

@@ -45,7 +45,7 @@ class LimbeckConfig(Config):
     tls_key: LocalPath | None = Field(None, description="The key of `tls_cert` (PEM).")
     insecure: bool = Field(False, description="No TLS. An address of this machine needs none anyway.")
     hidden_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="How hidden states are sent: `bfloat16` is half as large and good to 3 digits."
+        "float32", description="How hidden states are sent: `bfloat16` is half as large, each number good to 0.4 %."
     )
     retry_for: float = Field(
         300.0,

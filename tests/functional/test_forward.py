@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_a_feature_losss_parameters_are_trained_and_never_exported(
     cross, knobs = make("cross_entropy")
     install_head(model, [feature, cross])
     added = {name for name, _ in model.named_parameters() if name.startswith("limbeck_losses.")}
-    assert added == {f"limbeck_losses.hidden_mse.projections.{i}.weight" for i in (0, 1)}
+    assert added == {f"limbeck_losses.loss_hidden_mse.projections.{i}.weight" for i in (0, 1)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses = []
@@ -217,6 +218,20 @@ def test_a_feature_losss_parameters_are_trained_and_never_exported(
     from safetensors.torch import load_file
 
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "limbeck" in name]
+
+
+@pytest.mark.parametrize("names", [("items", "keys"), ("training", "forward"), ("a.b", "a_b")])
+def test_a_loss_may_be_called_as_something_of_torchs_is(
+    made_batch: Any, make: Callable[..., Made], names: tuple[str, str]
+) -> None:
+    inputs, batch = made_batch
+    model = tiny_model("llama", hidden=16)
+    feature, values = make("hidden_mse", layers=[[1, 1]], sizes=(16, 32, VOCAB))
+    other, _ = make("hidden_mse", layers=[[2, -1]], sizes=(16, 32, VOCAB))
+    install_head(model, [replace(term, name=name) for term, name in zip((feature, other), names, strict=True)])
+    out = model(**inputs, batch=batch, values=dict.fromkeys(names, values))
+    assert all(out.sums[name] > 0 for name in names)
+    assert sum("projections" in name for name, _ in model.named_parameters()) == 2
 
 
 def test_hidden_states_are_numbered_as_hugging_face_does(made_batch: Any, make: Callable[..., Made]) -> None:

@@ -59,11 +59,16 @@ def install_head(
     backbone(model)
     owned = {term.name: term.loss for term in terms if isinstance(term.loss, nn.Module)}
     parameter = next(model.parameters())
-    losses = nn.ModuleDict({name.replace(".", "_"): loss.to(parameter.device) for name, loss in owned.items()})
+    losses = nn.ModuleDict({_module_name(name): loss.to(parameter.device) for name, loss in owned.items()})
     if any(True for _ in losses.parameters()):
         model.add_module(LOSSES, losses)
     setattr(model, _STATE, _Installed(tuple(terms), teacher_head, chunk_bytes, model.__dict__.get("forward")))
     model.forward = MethodType(_forward, model)
+
+
+def _module_name(name: str) -> str:
+    """A submodule's name: without a dot, and none that torch has given away, such as `items`."""
+    return f"loss_{name.replace('.', ':')}"
 
 
 def remove_head(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from limbeck.service.auth import METHOD_ROLES, Role, Tokens, read_tokens
 from limbeck.service.config import Timing
 from limbeck.v1 import teacher_service_pb2 as pb
 
-from .served import error_from, item, serving
+from .served import error_from, item, serving, soon
 
 FIRST = {
     "ListTeachers": pb.ListTeachersRequest(),
@@ -221,11 +221,20 @@ def test_a_token_that_is_withdrawn_ends_the_open_call(echo, tokens, tmp_path, ki
             if kind == "Score":
                 call = served.stub.Score(metadata=metadata)
                 await call.write(FIRST[kind])
+                await call.write(pb.ScoreRequest(items=pb.ScoreItems(items=[item(1)])))
+                await call.write(pb.ScoreRequest(grant=pb.Grant(bytes=1 << 20)))
             else:
                 call = served.stub.StreamSignals(FIRST[kind], metadata=metadata)
             assert (await call.read()).HasField("started")
             renewed(tokens, "tokens:\n" + entry("neo", "new"))
-            code, error = await error_from(call)
+            if kind == "Score":
+                await soon(lambda: served.host.asked)
+            ended = asyncio.ensure_future(error_from(call))
+            while not ended.done():  # however busy it is
+                if kind == "Score":
+                    served.host.sinks[1].answer(1, pb.ScoreResponse(alive=pb.Alive()).SerializeToString(), 0, False)
+                await asyncio.sleep(0.001)
+            code, error = await ended
             assert (code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED)
 
     asyncio.run(check())

@@ -125,10 +125,10 @@ class Stream:
         """Serve the call. Raises what ends it."""
         tasks: list[asyncio.Task[None]] = []
         try:
-            tasks.append(asyncio.create_task(self._begin()))
-            await self._until(tasks[0])
+            tasks += [asyncio.create_task(self._guard()), asyncio.create_task(self._begin())]
+            await self._until(tasks[1], tasks[0])
             tasks += [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
-            await self._until(*tasks[1:])
+            await self._until(tasks[2], tasks[3], tasks[0])
         finally:
             for task in tasks:
                 task.cancel()
@@ -149,6 +149,12 @@ class Stream:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for one in done:
                 one.result()
+
+    async def _guard(self) -> None:
+        """Ask now and then whether the client may still do this."""
+        while True:
+            await asyncio.sleep(self._desk.timing.alive)
+            self._desk.confirm(f"/limbeck.v1.TeacherService/{self.method}", self._caller)
 
     # ---------------------------------------------------------------------------------------------------- kinds differ
 
@@ -288,7 +294,6 @@ class Stream:
             async with asyncio.timeout(self._desk.timing.alive):
                 await self._wake.wait()
         except TimeoutError:
-            self._desk.confirm(f"/limbeck.v1.TeacherService/{self.method}", self._caller)
             alive = pb.Alive(position=len(self._items))
             await self._send(self.response(alive=alive).SerializeToString())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,17 +17,14 @@ from typing import Any, ClassVar
 import grpc
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.interfaces import TeacherInfo, Want
+from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Caller
 from limbeck.service.config import Limits, Timing
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Share, Use
-from limbeck.service.requests import checked_item, checked_prompt, checked_sampling, checked_want, expect, invalid
+from limbeck.service.requests import expect, invalid
 from limbeck.service.translate import parse, wire_error
-from limbeck.signals.fragments import FRAGMENT
-from limbeck.signals.messages import header_for, header_message
-from limbeck.v1 import signal_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
 
 UNREAD = 1 << 20  # bytes of failures that a client may leave unread before nothing more is taken in
@@ -325,107 +322,6 @@ class Stream:
         self._seen = self._host.info
         if self._seen is not None and self._desk.information(self._host) != self._info:
             raise LimbeckError(Reason.TEACHER_MISMATCH, "The teacher was started again and is another one now.")
-
-
-class ScoreStream(Stream):
-    """A call of Score."""
-
-    method, request, response = "Score", pb.ScoreRequest, pb.ScoreResponse
-
-    def __init__(self, context: Any, caller: Caller, use: Use, desk: Desk) -> None:
-        super().__init__(context, caller, use, desk)
-        self._waiting: OrderedDict[Group, None] = OrderedDict()
-        self._credit = 0  # granted and not sent
-        self._reserved = 0  # of begun items, not sent
-        self._want_message: pb.Want
-        self._want: Want
-
-    def _accept(self, start: pb.ScoreStart) -> bytes:
-        self._want_message, self._want = start.want, checked_want(start.want, self._info)
-        self._bfloat16 = start.want.hidden_dtype == signal_pb2.DTYPE_BFLOAT16
-        self._credit = start.credit
-        header = header_for(self._info, self._want)
-        started = pb.ScoreStarted(
-            teacher=self._desk.describe(self._host), header=header_message(header) if header else None
-        )
-        return pb.ScoreResponse(started=started).SerializeToString()
-
-    async def _take(self, kind: str, content: Any) -> None:
-        if kind == "grant":
-            self._credit += content.bytes
-            return
-        kept = await self._keep(content.items)
-        for group in [Group(kept, True)] if content.alone else [Group([item], False) for item in kept]:
-            if group.items:
-                self._waiting[group] = None
-            for item in group.items:
-                item.group = group
-
-    def _checked(self, message: pb.ScoreItem) -> Item:
-        tokens, cost = checked_item(message, self._want, self._info, self._desk.limits, bfloat16=self._bfloat16)
-        return Item(message, tokens, message.ByteSize(), cost)
-
-    def _admit(self) -> None:
-        mixed: list[pb.ScoreItem] = []
-        while self._waiting and not (self._draining and not self._half_closed):
-            group = next(iter(self._waiting))
-            cost = sum(item.left for item in group.items)
-            enough = self._half_closed or self._credit - self._reserved >= min(cost, FRAGMENT)
-            if not (enough and self._share.room(cost)):
-                break
-            del self._waiting[group]
-            self._reserved += cost
-            self._share.hold(cost)
-            for item in group.items:
-                item.begun = True
-            messages = [item.message for item in group.items]
-            if group.alone:
-                self._host.score(self._caller.name, self._want_message, messages, self, alone=True)
-            else:
-                mixed += messages
-        if mixed:
-            self._host.score(self._caller.name, self._want_message, mixed, self, alone=False)
-
-    def _may_send(self, cost: int) -> bool:
-        return self._half_closed or self._credit > 0 or cost == 0
-
-    def _sent(self, cost: int) -> None:
-        self._credit -= cost
-        self._reserved -= cost
-
-    def _release(self, item: Item) -> None:
-        super()._release(item)
-        if item.begun:
-            self._reserved -= item.left
-        elif item.group is not None:
-            item.group.items.remove(item)
-            if not item.group.items:
-                del self._waiting[item.group]
-
-
-class GenerateStream(Stream):
-    """A call of Generate. Answers take no credit."""
-
-    method, request, response = "Generate", pb.GenerateRequest, pb.GenerateResponse
-
-    def answer(self, item_id: int, response: bytes, cost: int, last: bool) -> None:
-        super().answer(item_id, response, 0, last)
-
-    def _accept(self, start: pb.GenerateStart) -> bytes:
-        self._sampling_message, self._sampling = start.sampling, checked_sampling(start.sampling, self._info)
-        started = pb.GenerateStarted(teacher=self._desk.describe(self._host))
-        return pb.GenerateResponse(started=started).SerializeToString()
-
-    async def _take(self, kind: str, content: Any) -> None:
-        kept = await self._keep(content.prompts)
-        for item in kept:
-            item.begun = True
-        if kept:
-            messages = [item.message for item in kept]
-            self._host.generate(self._caller.name, self._sampling_message, messages, self)
-
-    def _checked(self, message: pb.Prompt) -> Item:
-        return Item(message, checked_prompt(message, self._sampling, self._info), message.ByteSize())
 
 
 def shutting_down() -> LimbeckError:

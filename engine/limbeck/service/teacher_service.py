@@ -14,11 +14,13 @@ from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Access
 from limbeck.service.config import ServeConfig
 from limbeck.service.gate import CALL
+from limbeck.service.generate_stream import GenerateStream
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Clients
 from limbeck.service.replay import Dataset, replay
-from limbeck.service.streams import Desk, GenerateStream, ScoreStream, Stream, shutting_down
+from limbeck.service.score_stream import ScoreStream
+from limbeck.service.streams import Desk, Stream, shutting_down
 from limbeck.service.translate import parse, wire_error
 from limbeck.signals.messages import error_of
 from limbeck.v1 import teacher_service_pb2 as pb

@@ -108,6 +108,8 @@ class Exchange(Generic[Item, Answer]):
                     await self._connected(feeder)
                     return
                 except LimbeckError as error:
+                    if self._finished:
+                        return
                     if error is self._final or (feeder.done() and feeder.exception() is not None):
                         raise  # an item's error, or the source's own
                     await asyncio.sleep(self._retries.delay(error))
@@ -342,6 +344,7 @@ class Exchange(Generic[Item, Answer]):
         if len(batch.answered) == len(batch.items):
             for item_id in batch.items:
                 del self._of[item_id]
+            self._news.set()
             await self._link.budget.give(self._share, batch.tokens)
         else:
             asyncio.get_running_loop().call_later(batch.delay, self._send_again, batch)

@@ -160,10 +160,11 @@ class Retries:
         self._link = link
         self._since: float | None = None
         self._count = 0
+        self._next = 0.0  # when the next try is due
 
     def progress(self) -> None:
         """Something was answered: patience begins anew."""
-        self._since, self._count = None, 0
+        self._since, self._count, self._next = None, 0, 0.0
 
     def delay(self, error: LimbeckError) -> float:
         """Seconds to wait before the next try. Raises `error` where trying again is no use, or was for long enough."""
@@ -175,11 +176,13 @@ class Retries:
         left = self._since + (times.retry_for if self._link.met else times.timeout) - now
         if left <= 0:
             raise _given_up(error, now - self._since)
-        wait = min(FIRST_DELAY * 2.0**self._count, LONGEST_DELAY) * random.uniform(0.5, 1)
-        if not self._count:
-            LOG.warning("%s: trying again for up to %.0f s. %s", self._link.name, left, error)
-        self._count = min(self._count + 1, 16)
-        return min(wait, left)
+        if now >= self._next:  # else it is one failure with the last: a worker's death fails many items
+            if not self._count:
+                LOG.warning("%s: trying again for up to %.0f s. %s", self._link.name, left, error)
+            wait = min(FIRST_DELAY * 2.0**self._count, LONGEST_DELAY) * random.uniform(0.5, 1)
+            self._next = now + min(wait, left)
+            self._count = min(self._count + 1, 16)
+        return self._next - now
 
 
 def _given_up(error: LimbeckError, seconds: float) -> LimbeckError:

@@ -6,7 +6,8 @@ input was wrong, *all* of its :class:`Problem` at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -157,6 +158,24 @@ class LimbeckError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.reason, self.message, self.problems))
+
+
+@contextmanager
+def working(who: str) -> Iterator[None]:
+    """Note on an unexpected exception who was at work: the code of a plugin, say. See :func:`told`."""
+    try:
+        yield
+    except LimbeckError:
+        raise
+    except Exception as error:
+        error.add_note(who)
+        raise
+
+
+def told(error: BaseException) -> str:
+    """An unexpected exception in one line: its type, its words, and who was at work."""
+    text = f"{type(error).__name__}: {error}"
+    return " ".join([text, *(f"({note})" for note in getattr(error, "__notes__", ()))])
 
 
 def counted(number: int, plural: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import LimbeckError, Reason, told
 from limbeck.functional import Answer, Head, SignalBatch, Term, Values, head_loss
 
 N, D, V, K = 9, 6, 17, 4
@@ -451,3 +452,26 @@ def test_a_token_loss_of_ten_lines_needs_nothing_else() -> None:
         [out.loss.detach(), *gradients(out.loss, case.leaves)],
         [expected.detach(), *gradients(expected, case.leaves)],
     )
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.sum(), lambda x: x, lambda x: x[1:, 0], lambda x: 0.0])
+def test_a_loss_that_gives_another_shape_than_one_value_a_token_is_refused(
+    wrong: Any, make: Callable[..., Made]
+) -> None:
+    case = Case()
+    term, values = make("forward_kl")
+    term = replace(term, loss=lambda student, teacher, knobs: wrong(student.on_support - teacher.on_support))
+    with pytest.raises(LimbeckError) as caught:
+        head_loss(case.hidden, case.head, case.batch(), [term], {"forward_kl": values})
+    assert caught.value.reason is Reason.PLUGIN_INVALID
+    assert caught.value.problems[0].field == "losses.forward_kl"
+    assert "must give [9] values" in caught.value.problems[0].message
+
+
+def test_what_a_loss_raises_tells_which_loss_it_was(make: Callable[..., Made]) -> None:
+    case = Case()
+    term, values = make("forward_kl")
+    term = replace(term, loss=lambda student, teacher, knobs: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        head_loss(case.hidden, case.head, case.batch(), [term], {"forward_kl": values})
+    assert told(caught.value).endswith("(in the loss forward_kl)")

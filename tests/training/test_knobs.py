@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import LimbeckError, Reason, told
 from limbeck.functional import Values
 from limbeck.training import train
 from limbeck.training.knobs import Change, Knobs
@@ -100,3 +101,15 @@ def test_a_training_tells_each_change_at_its_step(world: Any, kit: Any, tmp_path
     assert weights == pytest.approx([1.0 - 0.5 * step / 9 for step in range(1, 9)])
     logged = {step: message.values["knobs.losses.forward_kl.temperature"] for message, step in sink.of("Metrics")}
     assert logged == {1: 2.0, 2: 2.0, 4: 2.0, 6: 1.0, 8: 1.0, 9: 1.0}  # of the step that was logged
+
+
+def test_what_a_scheduler_raises_tells_which_knob_it_was(kit: Any) -> None:
+    class Broken(Remembering):
+        def value(self, progress: float, metrics: Any) -> float:
+            raise ValueError("no value")
+
+    loss = kit.loss("cross_entropy", weight=kit.scheduled("constant", value=1.0))
+    knobs = Knobs([replace(loss, knobs={"weight": Made(Broken())})], 4)
+    with pytest.raises(ValueError, match="no value") as caught:
+        knobs.advance(0, {})
+    assert told(caught.value) == "ValueError: no value (in the schedule of losses.cross_entropy.weight)"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from limbeck.cli import output
-from limbeck.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SIGINT, LimbeckError
+from limbeck.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SIGINT, LimbeckError, told
 
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
@@ -155,7 +155,7 @@ def _unexpected(error: Exception, as_json: bool) -> int:
         return missing.exit_code
     if os.environ.get("LIMBECK_DEBUG"):
         raise error
-    message = f"{type(error).__name__}: {error}"
+    message = told(error)
     hint = "This is a fault of Limbeck or of a plugin. LIMBECK_DEBUG=1 shows where; please report it."
     if as_json:
         output.emit_json({"error": {"reason": "INTERNAL", "message": message, "problems": [{"message": hint}]}})

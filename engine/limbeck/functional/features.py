@@ -10,7 +10,6 @@ from torch import Tensor
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.functional.batch import SignalBatch
 from limbeck.functional.terms import Term, Values
-from limbeck.interfaces import FeatureLoss
 
 
 def feature_values(term: Term, values: Values, features: Mapping[int, Tensor], batch: SignalBatch) -> Tensor:
@@ -18,12 +17,10 @@ def feature_values(term: Term, values: Values, features: Mapping[int, Tensor], b
 
     `features`: the student's layer to [n, d]. Raises CAPABILITY_MISSING where a layer of either side is not there.
     """
-    loss = term.loss
-    assert isinstance(loss, FeatureLoss)
     student = _layers(term, term.needs.student_layers, features, "student")
     teacher = _layers(term, term.needs.teacher_layers, batch.hidden, "teacher")
     with torch.autocast(batch.labels.device.type, enabled=False):
-        return loss(student, teacher, values.knobs)
+        return term.ask(batch.n, student, teacher, values.knobs)
 
 
 def _layers(term: Term, layers: tuple[int, ...], given: Mapping[int, Tensor], whose: str) -> dict[int, Tensor]:

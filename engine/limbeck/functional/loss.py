@@ -23,7 +23,7 @@ from limbeck.functional.projection import CHUNK_BYTES, Projection, compute_dtype
 from limbeck.functional.sequences import sequence_gradients
 from limbeck.functional.softmax import Reduced, Whole
 from limbeck.functional.terms import Source, Term, Values, source, with_tail
-from limbeck.interfaces import Support, TokenLoss
+from limbeck.interfaces import Support
 
 _COMPARING = ("top_k", "full", "hidden_states")  # primitives of losses that compare distributions
 
@@ -221,9 +221,8 @@ class _Work:
                 student = softmax.shared(side.vocab_size)
             if term is self.diagnosed:
                 self._diagnose(term, softmax, side, rows, student, teacher)
-            loss = term.loss
-            assert isinstance(loss, TokenLoss)
-            value_n = loss(with_tail(student, term.tail), with_tail(teacher, term.tail), self.values[term.name].knobs)
+            sides = with_tail(student, term.tail), with_tail(teacher, term.tail)
+            value_n = term.ask(len(teacher.tail), *sides, self.values[term.name].knobs)
             part = value_n.sum()
             total = total + self.factors[term.name] * part
             self._record(term, value_n.detach(), part.detach(), rows)

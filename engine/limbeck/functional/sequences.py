@@ -17,7 +17,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.functional.batch import SignalBatch
 from limbeck.functional.projection import Projection
 from limbeck.functional.terms import Term, Values, no_signal
-from limbeck.interfaces import SequenceBatch, SequenceLoss
+from limbeck.interfaces import SequenceBatch
 
 if TYPE_CHECKING:
     from limbeck.functional.loss import Result
@@ -45,11 +45,10 @@ def sequence_gradients(
     )
     total_gradient = torch.zeros_like(logprob_n)
     for term in terms:
-        loss = term.loss
-        assert isinstance(loss, SequenceLoss)
+        counted = "pairs" if term.needs.normaliser == "pairs" else "rows"
         with torch.set_grad_enabled(want):
             leaf = logprob_n.detach().requires_grad_(want)
-            value = loss(_rows(term, leaf, batch), values[term.name].knobs)
+            value = term.ask(batch.counts[counted], _rows(term, leaf, batch), values[term.name].knobs)
             total = value.sum()
             weighted = factors[term.name] * total
         if want and weighted.requires_grad:

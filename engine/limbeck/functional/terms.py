@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.functional.batch import Answer, SignalBatch
 from limbeck.functional.head import Head
 from limbeck.functional.softmax import split_vocabulary
@@ -35,10 +35,12 @@ class Term:
     @classmethod
     def of(cls, plugin: LossPlugin, config: LossConfig, context: LossContext, name: str | None = None) -> Term:
         """Build the loss of a plugin with its config."""
+        with working(f"making the loss {plugin.name}"):
+            loss = plugin.factory(config, context)
         return cls(
             name=name or config.name or plugin.name,
             kind=plugin.kind,
-            loss=plugin.factory(config, context),
+            loss=loss,
             needs=plugin.needs(config),
             tail=getattr(config, "tail", "bucket"),
             top_k=getattr(config, "top_k", None),
@@ -49,6 +51,17 @@ class Term:
     def of_recipe(cls, bound: BoundLoss, context: LossContext) -> Term:
         """Build a loss of a recipe."""
         return cls.of(bound.plugin, bound.config, context, bound.name)
+
+    def ask(self, size: int, *inputs: Any) -> Tensor:
+        """The loss's values [size]. Raises PLUGIN_INVALID for anything else: its sum would depend on the chunks."""
+        with working(f"in the loss {self.name}"):
+            value = self.loss(*inputs)
+        given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if given != [size]:
+            text = f"a {self.kind} loss must give {[size]} values here, one for each, but it gave {given}"
+            hint = "mend the plugin: the classes of limbeck.testing.losses check this and more"
+            raise LimbeckError(Reason.PLUGIN_INVALID, problems=[Problem(text, field=f"losses.{self.name}", hint=hint)])
+        return value
 
     @property
     def parameters(self) -> list[nn.Parameter]:

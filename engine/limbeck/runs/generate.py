@@ -7,7 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.files import AppendLog, read_json_lines, sha256_file
 from limbeck.interfaces import Generator, Sample, TextModel
 from limbeck.runs.contents import Contents
@@ -47,7 +47,10 @@ class Generate:
                 if log.repaired:
                     run.log.warn("LOG_MENDED", log.repaired)
             model = _text_model(run) if generator.needs_teacher else None
-            with run.progress("rows", generator.count(), rows.count + rejected.count) as advance:
+            with (
+                run.progress("rows", generator.count(), rows.count + rejected.count) as advance,
+                working(f"in the generator {run.recipe.generator.name}"),
+            ):
                 run.desk.ask(_write(run, generator, model, rows, rejected, in_bursts(advance)))
             made, refused = rows.count, rejected.count
         if made == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import limbeck
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, told
 from limbeck.files import disk_errors
 from limbeck.runs.changes import refuse_changes
 from limbeck.runs.contents import Contents
@@ -105,7 +105,7 @@ def run_recipe(
             last = RunFailed(reason=error.reason, message=str(error))
             raise
         except BaseException as error:
-            last = RunFailed(reason=INTERNAL, message=f"{type(error).__name__}: {error}")
+            last = RunFailed(reason=INTERNAL, message=told(error))
             raise
         finally:
             _finish(log, last)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.functional import Values
 from limbeck.interfaces import Scheduler
 
@@ -56,7 +56,8 @@ class Knobs:
         progress = step / self._max_steps if self._max_steps else 0.0
         now = dict(self._fixed)
         for name, scheduler in self._schedulers.items():
-            now[name] = float(scheduler.value(progress, metrics))
+            with working(f"in the schedule of {name}"):
+                now[name] = float(scheduler.value(progress, metrics))
         for loss in self._losses:
             for field in loss.knobs:
                 self._check(loss, field, now[_name(loss, field)])

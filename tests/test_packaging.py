@@ -113,6 +113,4 @@ def test_generated_protos_are_those_of_the_contract(tmp_path: Path) -> None:
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*_pb2*.py*")}
     assert made
     committed = ROOT / "engine"
-    assert made == {
-        path.relative_to(committed): path.read_bytes() for path in committed.rglob("*_pb2*.py*")
-    }
+    assert made == {path.relative_to(committed): path.read_bytes() for path in committed.rglob("*_pb2*.py*")}

@@ -568,6 +568,23 @@ def test_the_server_says_that_it_is_alive_and_how_much_is_under_way(echo):
     asyncio.run(check())
 
 
+def test_signs_of_life_come_while_the_teacher_starts(echo):
+    async def check():
+        async with serving(echo, timing=Timing(alive=0.05)) as served:
+            served.host.ready.clear()
+            call = served.stub.Score()
+            await call.write(start())
+            for _ in range(3):
+                assert (await call.read()).WhichOneof("kind") == "alive"
+            served.host.ready.set()
+            async with asyncio.timeout(5):
+                while (kind := (await call.read()).WhichOneof("kind")) == "alive":
+                    pass
+            assert kind == "started"
+
+    asyncio.run(check())
+
+
 def test_a_silent_client_is_given_up_and_a_living_one_is_not(echo):
     async def check():
         async with serving(echo, timing=Timing(silent=0.4)) as served:

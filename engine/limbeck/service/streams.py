@@ -178,11 +178,21 @@ class Stream:
             raise invalid(f"the first message is {kind or 'missing'}, it must be start")
         self._host = self._desk.find(message.start.teacher)
         self._teacher = message.start.teacher  # only now: names of figures are ours
-        await self._host.wait_ready()
+        await self._until_ready()
         self._info = self._desk.information(self._host)
         expect(message.start.expectation, self._info)
         await self._send(self._accept(message.start))
         self._begun = True
+
+    async def _until_ready(self) -> None:
+        """Wait for the teacher, with signs of life meanwhile: a large model takes minutes to load."""
+        ready = asyncio.ensure_future(self._host.wait_ready())
+        try:
+            while not (await asyncio.wait({ready}, timeout=self._desk.timing.alive))[0]:
+                await self._send(self._alive())
+            ready.result()
+        finally:
+            ready.cancel()
 
     async def _next(self) -> Any:
         """The client's next message, None after its last."""
@@ -291,8 +301,7 @@ class Stream:
             async with asyncio.timeout(self._desk.timing.alive):
                 await self._wake.wait()
         except TimeoutError:
-            alive = pb.Alive(position=len(self._items))
-            await self._send(self.response(alive=alive).SerializeToString())
+            await self._send(self._alive())
 
     async def _send_answer(self) -> None:
         item_id, response, cost, last = self._out.popleft()
@@ -310,6 +319,10 @@ class Stream:
 
     def _sent(self, cost: int) -> None:
         """Credit was used."""
+
+    def _alive(self) -> bytes:
+        message: bytes = self.response(alive=pb.Alive(position=len(self._items))).SerializeToString()
+        return message
 
     async def _send(self, message: bytes) -> None:
         await self._context.write(message)

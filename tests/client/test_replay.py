@@ -106,6 +106,13 @@ def test_a_cursor_is_sent():
     assert requests[0].after_sequence == 3
 
 
+@pytest.mark.parametrize("after", [-1, 1 << 64, 1.0, "3", None])
+def test_a_cursor_that_is_none_is_refused(after):
+    with connect("127.0.0.1:7411") as client, pytest.raises(LimbeckError, match=r"after: is .*, allowed") as caught:
+        client.signals("d", after=after)
+    assert caught.value.reason is Reason.REQUEST_INVALID
+
+
 @pytest.mark.parametrize("fault", [grpc.StatusCode.UNAVAILABLE, Reason.SERVER_UNAVAILABLE, 0.0], ids=str)
 def test_after_a_lost_connection_it_goes_on_where_it_was(fault):
     """0.0: the stream ends in good order, before its last sequence."""

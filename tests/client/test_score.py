@@ -133,6 +133,36 @@ def test_an_item_that_cannot_be_sent_is_told_by_name(client, item, told):
     assert told in str(caught.value)
 
 
+PAIR = np.array([[1, 2], [3, 4]], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        (ScoreItem(4, np.array([1, 1 << 32]), 0, 1, PAIR[:1]), "ids hold 4294967296, which no int32 can be"),
+        (ScoreItem(4, np.array([1, (1 << 64) - 5], np.uint64), 0, 1, PAIR[:1]), "ids hold 18446744073709551611"),
+        (ScoreItem(4, np.array([1.0, 2.5]), 0, 1, PAIR[:1]), "ids are float64 [2], a numpy array of integers with 1"),
+        (ScoreItem(4, PAIR, 0, 1, PAIR[:1]), "ids are int32 [2, 2], a numpy array of integers with 1 axes"),
+        (ScoreItem(4, [1, 2], 0, 1, PAIR[:1]), "ids are list"),
+        (ScoreItem(4, np.ones(2, np.int32), 0, 2, PAIR.ravel()), "token_ids are int32 [4], a numpy array of integers"),
+        (ScoreItem(4, np.ones(2, np.int32), 0, 2, PAIR, np.arange(3)), "token_ids are int32 [2, 2]"),
+        (ScoreItem(4, np.ones(2, np.int32), 0, 2), "token_ids are wanted and it says none"),
+    ],
+)
+def test_nothing_is_changed_in_silence_on_its_way(client, item, told):
+    with pytest.raises(LimbeckError, match="item 4: the item cannot be sent") as caught:
+        list(client.score("t", [item], Want(token_ids=True)))
+    assert caught.value.reason is Reason.REQUEST_INVALID
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("want", [Want(top_k=-1), Want(top_k=1 << 32), Want(layers=(1 << 31,)), Want(samples=1.5)])
+def test_a_want_that_cannot_be_sent_is_refused(client, want):
+    with pytest.raises(LimbeckError, match=r"want: .* cannot be sent") as caught:
+        list(client.score("t", items(1), want))
+    assert caught.value.reason is Reason.REQUEST_INVALID
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_item_id_twice_is_refused(client, alone):
     with pytest.raises(LimbeckError, match="item 3: another item of this item_id") as caught:
@@ -314,6 +344,12 @@ def test_prompts_are_continued(client):
     found = {c.item_id: c for c in client.generate("t", prompts, Sampling(max_new_tokens=2))}
     assert {name: c.ids.tolist() for name, c in found.items()} == {i: [i + 1, i] for i in range(500)}
     assert {c.finish_reason for c in found.values()} == {"length"}
+
+
+def test_a_prompt_is_not_changed_in_silence_on_its_way(client):
+    with pytest.raises(LimbeckError, match="item 3: the item cannot be sent: ids hold -2147483649") as caught:
+        list(client.generate("t", [Prompt(3, np.array([1, -(1 << 31) - 1]))], Sampling(max_new_tokens=1)))
+    assert caught.value.reason is Reason.REQUEST_INVALID
 
 
 def test_a_sampling_that_cannot_be_sent_is_refused(client):

@@ -13,7 +13,15 @@ from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, Want
 from limbeck.signals import Signal
 from limbeck.signals.fragments import Assembler, row_costs
 from limbeck.signals.header import SignalHeader
-from limbeck.signals.messages import header_of, info_of, item_message, numbers, sampling_message, want_message
+from limbeck.signals.messages import (
+    header_of,
+    info_of,
+    item_message,
+    number_bytes,
+    numbers,
+    sampling_message,
+    want_message,
+)
 from limbeck.v1 import teacher_service_pb2 as pb
 
 MESSAGE = 1 << 20  # bytes of items that a message aims at
@@ -97,7 +105,11 @@ class Scoring:
         self._seen = pb.Teacher()
 
     def start(self, credit: int) -> pb.ScoreRequest:
-        want = want_message(self._want, bfloat16=self._bfloat16)
+        try:
+            want = want_message(self._want, bfloat16=self._bfloat16)
+        except (ValueError, TypeError) as error:
+            problem = Problem(f"{self._want} cannot be sent: {error}", field="want")
+            raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from None
         start = pb.ScoreStart(teacher=self._teacher, want=want, expectation=self.expectation, credit=credit)
         return pb.ScoreRequest(start=start)
 
@@ -107,6 +119,8 @@ class Scoring:
         return message.teacher
 
     def encode(self, item: ScoreItem) -> pb.ScoreItem:
+        if self._want.token_ids and item.token_ids is None:
+            raise ValueError("token_ids are wanted and it says none")
         return item_message(item)
 
     def items(self, messages: Sequence[pb.ScoreItem]) -> pb.ScoreRequest:
@@ -143,7 +157,7 @@ class Generating:
     def start(self, credit: int) -> pb.GenerateRequest:
         try:
             sampling = sampling_message(self._sampling)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             problem = Problem(f"{self._sampling} cannot be sent: {error}", field="sampling")
             raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from None
         start = pb.GenerateStart(teacher=self._teacher, sampling=sampling, expectation=self.expectation)
@@ -153,7 +167,7 @@ class Generating:
         return message.teacher
 
     def encode(self, item: Prompt) -> pb.Prompt:
-        return pb.Prompt(item_id=item.item_id, ids=item.ids.astype("<i4").tobytes())
+        return pb.Prompt(item_id=item.item_id, ids=number_bytes(item.ids, "<i4", "ids", 1))
 
     def items(self, messages: Sequence[pb.Prompt]) -> pb.GenerateRequest:
         return pb.GenerateRequest(prompts=pb.Prompts(prompts=messages))

@@ -81,9 +81,12 @@ class Replay:
     """StreamSignals. `next` gives signals as they come, None after the last; `close` at any time."""
 
     def __init__(self, link: Link, dataset: str, after: int, tokens: bool, expectation: Expectation) -> None:
+        if not (isinstance(after, int | np.integer) and 0 <= after < 1 << 64):
+            problem = Problem(f"is {after!r}, allowed is a sequence, or 0 to begin with the first", field="after")
+            raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem])
         self._link, self._dataset, self._tokens = link, dataset, tokens
         self._expectation = expectation.message()
-        self._last = after
+        self._last = int(after)
         self._retries = Retries(link)
         self._header: SignalHeader | None = None
         self._total = 0

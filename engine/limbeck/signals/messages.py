@@ -45,14 +45,17 @@ def want_of(message: pb.Want) -> Want:
 
 
 def item_message(item: ScoreItem) -> pb.ScoreItem:
-    """An item as a message."""
+    """An item as a message. Raises ValueError for what cannot be sent as it is."""
+    dense = item.offsets is None
     return pb.ScoreItem(
         item_id=item.item_id,
-        ids=item.ids.astype("<i4").tobytes(),
+        ids=number_bytes(item.ids, "<i4", "ids", 1),
         first_row=item.first_row,
         n=item.n,
-        token_ids=b"" if item.token_ids is None else item.token_ids.astype("<i4").tobytes(),
-        offsets=b"" if item.offsets is None else item.offsets.astype("<i8").tobytes(),
+        token_ids=b""
+        if item.token_ids is None
+        else number_bytes(item.token_ids, "<i4", "token_ids", 2 if dense else 1),
+        offsets=b"" if item.offsets is None else number_bytes(item.offsets, "<i8", "offsets", 1),
         seed=item.seed,
     )
 
@@ -211,6 +214,18 @@ def numbers(raw: Any, dtype: str, field: str) -> npt.NDArray[Any]:
     if len(raw) % size:
         raise _invalid(f"{len(raw)} bytes are no whole number of {size}-byte numbers", field)
     return np.frombuffer(raw, dtype)
+
+
+def number_bytes(values: Any, dtype: str, name: str, axes: int) -> bytes:
+    """An array of integers as little-endian bytes. Raises ValueError where that would change one in silence."""
+    if not isinstance(values, np.ndarray) or values.ndim != axes or values.dtype.kind not in "iu":
+        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{name} are {found}, a numpy array of integers with {axes} axes is needed")
+    if values.dtype != dtype and values.size:
+        limits, low, high = np.iinfo(dtype), int(values.min()), int(values.max())
+        if low < limits.min or high > limits.max:
+            raise ValueError(f"{name} hold {low if low < limits.min else high}, which no {limits.dtype} can be")
+    return values.astype(dtype, copy=False).tobytes()
 
 
 def _invalid(message: str, field: str) -> LimbeckError:

@@ -59,7 +59,7 @@ def main() -> None:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                total, tokens = total + float(loss) * signals.n, tokens + signals.n
+                total, tokens = total + loss.item() * signals.n, tokens + signals.n
             print(f"epoch {epoch + 1}: loss {total / tokens:.4f} over {tokens} tokens", flush=True)
     student.save_pretrained(asked.output)
 

@@ -55,7 +55,10 @@ def main() -> None:
         return {**inputs, "batch": batch, "values": values}
 
     with connect(asked.address, token_file=asked.token_file) as client:
-        dataset = next(dataset for dataset in client.datasets() if dataset.name == asked.dataset)
+        datasets = {dataset.name: dataset for dataset in client.datasets()}
+        if asked.dataset not in datasets:
+            parser.error(f"the server has no dataset {asked.dataset!r}, but {', '.join(datasets) or 'none at all'}")
+        dataset = datasets[asked.dataset]
         arguments = TrainingArguments(
             output_dir=asked.output,
             max_steps=math.ceil(dataset.total / asked.batch) * asked.epochs,
@@ -63,6 +66,7 @@ def main() -> None:
             learning_rate=asked.learning_rate,
             logging_steps=1,
             remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             report_to="none",
         )

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from limbeck.signals import SignalStore
+
 from .conftest import Limbeck, events_of, kinds
 
 Inside = Callable[..., tuple[int, str, str]]
@@ -30,7 +32,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, kill_points: ModuleType, 
         project / "run" / "signals" / "train",
         project / "run" / "signals" / "holdout",
     )
-    assert result["train rows"] > result["holdout rows"] > 0
+    assert result["train_sequences"] > result["holdout_sequences"] > 0
     return project
 
 
@@ -59,8 +61,21 @@ def test_a_second_label_scores_nothing(labelled: Path, tmp_path: Path, inside: I
     before = _files(project / "run" / "signals")
     code, out, err = inside("label", project / "recipe.yaml")
     assert code == 0, err
-    assert "train rows" in out
+    count = len(SignalStore(project / "run" / "signals" / "train").indexes)
+    assert f"train    {project / 'run' / 'signals' / 'train'}, {count} sequences" in out
     assert _files(project / "run" / "signals") == before
+
+
+def test_a_recipe_whose_training_reads_no_stored_signal_is_told_so(
+    labelled: Path, tmp_path: Path, inside: Inside
+) -> None:
+    project = Path(shutil.copytree(labelled, tmp_path / "project"))
+    recipe = project / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("output: run", "output: online") + "signals: {source: online}\n")
+    code, out, err = inside("label", recipe)
+    assert code == 0, err
+    assert "train    nothing: signals.source is online" in out
+    assert not (project / "online" / "signals" / "train").exists()
 
 
 def test_a_recipe_without_a_teacher_has_nothing_to_label(tmp_path: Path, finished: Path, inside: Inside) -> None:

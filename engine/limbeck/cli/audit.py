@@ -61,7 +61,7 @@ def command(
     if as_json:
         output.emit_json({"rows": found.rows, "tokens": found.tokens, "lines": lines})
         return
-    click.echo(f"{found.rows} rows, {found.tokens:,} tokens; errors against the whole vocabulary, in float64")
+    click.echo(f"{found.rows} rows, {found.tokens:,} tokens; relative errors against the whole vocabulary, in float64")
     for cells in (("signal", "bytes/token", "loss", "loss error", "gradient error"), *map(_cells, lines)):
         click.echo(f"{cells[0]:<22}" + "".join(f"{cell:>15}" for cell in cells[1:]))
 

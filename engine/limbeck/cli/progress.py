@@ -224,7 +224,7 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
     kind = event.WhichOneof("kind")
     if kind == "stage_finished":
         said = event.stage_finished
-        figures = [f"{name} {value:,.6g}" for name, value in sorted(said.figures.items()) if value][:FIGURES]
+        figures = [f"{name} {_figure(value)}" for name, value in sorted(said.figures.items()) if value][:FIGURES]
         how = "there already" if said.skipped else f"done in {duration(said.seconds)}"
         return f"{event.stage}: {how}" + (f" ({', '.join(figures)})" if figures else "")
     if kind == "warning":
@@ -243,3 +243,7 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
             return None
         return f"{event.stage}: {said_knob.knob} {said_knob.before:g} → {said_knob.after:g} at step {event.step}"
     return None
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:,.6g}"

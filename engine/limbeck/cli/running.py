@@ -68,9 +68,12 @@ def start(
     elif until is None:
         _summary(folder)
     else:
-        click.echo("")
-        for name, value in places.items():
-            click.echo(f"{name:<9}{value if isinstance(value, int) else _short(Path(value))}")
+        click.echo(f"\nrun      {_short(folder)}")
+        for name in ("train", "holdout"):
+            if name in places:
+                click.echo(f"{name:<9}{_short(Path(places[name]))}, {places[f'{name}_sequences']:,} sequences")
+        if "train" not in places:
+            click.echo("train    nothing: signals.source is online, or no loss reads a teacher's top_k or target")
 
 
 def prepare_libraries() -> None:
@@ -111,7 +114,7 @@ def _captured(folder: Path) -> dict[str, Any]:
     from limbeck.signals import SignalStore
 
     stores = {path.name: path for path in sorted((folder / "signals").iterdir())}
-    counts = {f"{name} rows": len(SignalStore(path).indexes) for name, path in stores.items()}
+    counts = {f"{name}_sequences": len(SignalStore(path).indexes) for name, path in stores.items()}
     return {"run": str(folder), **{name: str(path) for name, path in stores.items()}, **counts}
 
 

@@ -67,8 +67,12 @@ class Dataset:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Raises STORE_DAMAGED where there are no prepared rows or no signals."""
+        """Raises FOLDER_NOT_OURS for what is no run's folder, STORE_DAMAGED where a run has no rows or no signals."""
         self.name, self._folder = name, Path(folder)
+        if not (self._folder / TRAIN).is_file():
+            hint = "give the `output` of a recipe that was labelled or run"
+            problem = Problem("no run with prepared rows is here", file=str(folder), hint=hint)
+            raise LimbeckError(Reason.FOLDER_NOT_OURS, problems=[problem])
         self._store = folder_of(self._folder, TRAIN)
         self._lock = asyncio.Lock()
         self._shelf = self._open()

@@ -264,6 +264,14 @@ def test_from_scratch_without_a_teacher_needs_a_tokenizer(load, problems, text):
     assert recipe.resolved()["student"]["seed"] == 7
 
 
+def test_a_recipe_whose_losses_all_weigh_nothing_is_refused(load, problems, text):
+    (problem,) = problems(text(losses="[{plugin: cross_entropy, weight: 0}, {plugin: forward_kl, weight: 0.0}]"))
+    assert problem.field == "losses[0].weight"
+    assert "nothing would be trained" in problem.message
+    some = "[{plugin: cross_entropy, weight: 0}, {plugin: forward_kl, weight: {plugin: linear, start: 0, end: 1}}]"
+    assert load(text(losses=some))
+
+
 def test_a_loss_on_the_teachers_text_needs_a_generator(problems, text):
     (problem,) = problems(text(losses="[{plugin: sequence_kd}]"))
     assert "cross_entropy" in problem.hint

@@ -27,6 +27,7 @@ def cross_check(document: Document, losses: Sequence[BoundLoss]) -> list[Problem
         *_student(document),
         *_data(document),
         *_names(document),
+        *_weights(document, losses),
         *_teacher(document, losses),
         *_signals(document, losses),
     ]
@@ -78,6 +79,14 @@ def _names(document: Document) -> Iterator[Problem]:
         if isinstance(name, str) and (first := seen.setdefault(name, index)) != index:
             hint = f"give one of them another name, e.g. name: {name}_2"
             yield document.problem(("losses", index, "name"), f"the name {name!r} is taken by losses[{first}]", hint)
+
+
+def _weights(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
+    written = document.at(("losses",))
+    weights = [loss.knobs.get("weight") for loss in losses]
+    if isinstance(written, list) and len(weights) == len(written) and weights and all(w == 0 for w in weights):
+        message = "nothing would be trained: the weight of every loss is 0"
+        yield document.problem((*_at(losses[0]), "weight"), message, "give one of them a weight above 0")
 
 
 def _teacher(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:

@@ -144,8 +144,8 @@ class _Check:
         place = {"file": str(folder), "field": "student"}
         if info.tokenizer_digest != tokenizer.digest:
             message = "the student's tokenizer is not the teacher's: the same text gives other ids"
-            hint = "take a student of the teacher's family, or train on the teacher's text with sequence_kd: write the "
-            hint += "teacher's completions to a file and name it in data.path, without teacher"
+            hint = "take a student of the teacher's family, or train on the teacher's text: write its completions "
+            hint += "to a file, name that in data.path, and take cross_entropy without teacher"
             self.found.refuse(Reason.TOKENIZER_MISMATCH, message, hint=hint, **place)
         elif tokenizer.vocab_size > info.vocab_size:
             message = f"the tokenizer has {tokenizer.vocab_size:,} ids, the teacher's vocabulary is {info.vocab_size:,}"

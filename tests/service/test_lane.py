@@ -97,6 +97,23 @@ def test_what_three_workers_died_of_is_never_asked_again() -> None:
     asyncio.run(go())
 
 
+def test_one_death_counts_once_for_items_that_ask_the_same() -> None:
+    async def go() -> None:
+        lane, box = new(), Box()
+        same = [item(name, ids=b"\1\0\0\0" * 6) for name in range(2 * lane_module.MOST_DEATHS)]
+        lane.add("a", TOP, same, box)
+        assert len(asked(lane)) == len(same)
+        lane.lose(DEATH)
+        assert {error.reason for error in box.failures.values()} == {DEATH.reason}
+        box.failures.clear()
+        lane.add("a", TOP, same, box)
+        await asyncio.sleep(0)
+        assert box.failures == {}
+        assert asked(lane) == [0]
+
+    asyncio.run(go())
+
+
 def test_what_waited_behind_a_deadly_item_is_not_blamed() -> None:
     lane, box = new(6), Box()
     for _ in range(lane_module.MOST_DEATHS + 1):

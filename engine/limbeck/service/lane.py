@@ -174,10 +174,11 @@ class Lane:
     def lose(self, error: LimbeckError) -> None:
         """The worker is gone: what it had fails with `error`. Remembers what it was computing."""
         for place, batch in enumerate(self._calls.values()):
-            for item in [item for item in batch if not item.gone]:
-                if place == 0:
-                    digest = item.digest
-                    self._deaths[digest] = self._deaths.pop(digest, 0) + 1
+            left = [item for item in batch if not item.gone]
+            # a death counts once, however many ask the same: a prompt is often continued many times
+            for digest in dict.fromkeys(item.digest for item in left) if place == 0 else ():
+                self._deaths[digest] = self._deaths.pop(digest, 0) + 1
+            for item in left:
                 self._fail(item, error)
         self._calls.clear()
         for digest in list(self._deaths)[:-MOST_REMEMBERED]:

@@ -13,6 +13,7 @@ import pytest
 from limbeck.client import AsyncClient, Client
 from limbeck.errors import Reason
 from limbeck.signals import Samples, Signal, TokenLogprobs, TopK
+from limbeck.testing.tiny import tiny_model
 
 from .served import ROOT, Process
 from .test_replay import replaying, signals, started
@@ -31,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
 def test_the_guides_code_runs(server, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     replay, _ = replaying([started(2), signals(1, 2, tokens=True)])
     namespace: dict[str, Any] = {"__name__": "guide"}
     with replay as address:
@@ -40,6 +41,8 @@ def test_the_guides_code_runs(server, capsys):
             exec(compile(block.replace("127.0.0.1:7411", where), "client.md", "exec"), namespace)
     assert capsys.readouterr().out.startswith("7 [")
     assert namespace["cursor"] == 2
+    loss = namespace["step"](tiny_model(vocab_size=5000), [namespace["stored"]], [{"plugin": "cross_entropy"}])
+    assert loss.item() > 0
 
 
 def test_the_guide_has_every_call_and_both_clients_have_the_same():

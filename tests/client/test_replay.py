@@ -188,6 +188,16 @@ def test_tokens_come_as_a_sequence():
     assert sequences[1].kept.tolist() == [0, 1, 2]
 
 
+def test_tokens_say_which_pair_they_are_of():
+    part = signals(1, 2, 3, tokens=True)
+    for stored_signal, rejected in zip(part.signals.signals[1:], (False, True), strict=True):
+        stored_signal.tokens.MergeFrom(pb.Tokens(pair=0, rejected=rejected))
+    server, _ = replaying([started(3), part])
+    with server as address, connect(address) as client:
+        sequences = [one.tokens for one in client.signals("d", tokens=True)]
+    assert [(s.pair, s.chosen) for s in sequences] == [(-1, True), (0, True), (0, False)]
+
+
 def test_tokens_that_are_not_those_of_the_signal_are_refused():
     wrong = signals(1, tokens=True)
     wrong.signals.signals[0].tokens.ids = ids_of(2).tobytes()

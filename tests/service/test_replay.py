@@ -77,7 +77,9 @@ def capture(folder: Path, rows: int = 12, length: int = 10) -> Capture:
         ids = np.random.default_rng(1000 + index).integers(0, 1000, length + index).astype(np.int32)
         trained = np.zeros(len(ids), bool)
         trained[3:] = True
-        sequences.append(TokenSequence(index, ids, trained, np.zeros((len(ids), 2), np.int32), "rows.jsonl", index + 1))
+        offsets, pair = np.zeros((len(ids), 2), np.int32), (index - 4) // 2 if index >= 4 else -1
+        chosen = pair < 0 or index % 2 == 0
+        sequences.append(TokenSequence(index, ids, trained, offsets, "rows.jsonl", index + 1, pair, chosen))
     folder.mkdir(exist_ok=True)
     write_sequences(folder / "sequences" / "train.arrow", sequences)
     return Capture(folder, sequences)
@@ -130,6 +132,8 @@ def test_tokens_come_where_asked(whole):
                 sequence = whole.sequences[signal.sequence - 1]
                 assert signal.tokens.ids == sequence.ids.tobytes()
                 assert signal.tokens.trained == bytes(sequence.trained.astype("u1"))
+                assert (signal.tokens.pair if signal.tokens.HasField("pair") else -1) == sequence.pair
+                assert signal.tokens.rejected is not sequence.chosen
 
     asyncio.run(check())
 

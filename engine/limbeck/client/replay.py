@@ -70,6 +70,8 @@ class StoredSignal:
             offsets=np.zeros((len(ids), 2), np.int32),
             source=self.dataset,
             line=self.sequence,
+            pair=raw.pair if raw.HasField("pair") else -1,
+            chosen=not raw.rejected,
         )
 
     def _invalid(self, message: str, hint: str) -> LimbeckError:

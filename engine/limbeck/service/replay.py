@@ -240,7 +240,9 @@ def _tokens(entry: Entry, sequence: TokenSequence) -> pb.Tokens:
     if hashlib.sha256(ids).digest() != entry.ids_digest:
         problem = Problem(f"sequence {entry.index + 1} has other tokens than its signal was captured for")
         raise LimbeckError(Reason.STORE_DAMAGED, problems=[problem])
-    return pb.Tokens(ids=ids, trained=sequence.trained.astype("u1").tobytes())
+    pair = sequence.pair if sequence.pair >= 0 else None
+    trained = sequence.trained.astype("u1").tobytes()
+    return pb.Tokens(ids=ids, trained=trained, pair=pair, rejected=not sequence.chosen)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -447,9 +447,13 @@ class StoredSignal(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., signal: _Optional[_Union[_signal_pb2.PackedSignal, _Mapping]] = ..., ids_sha256: _Optional[bytes] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ...) -> None: ...
 
 class Tokens(_message.Message):
-    __slots__ = ("ids", "trained")
+    __slots__ = ("ids", "trained", "pair", "rejected")
     IDS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     ids: bytes
     trained: bytes
-    def __init__(self, ids: _Optional[bytes] = ..., trained: _Optional[bytes] = ...) -> None: ...
+    pair: int
+    rejected: bool
+    def __init__(self, ids: _Optional[bytes] = ..., trained: _Optional[bytes] = ..., pair: _Optional[int] = ..., rejected: bool = ...) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +212,14 @@ def test_a_changed_recipe_trains_a_finished_run_anew_so_that_its_report_is_true(
     assert code == 0, err
     assert weights.read_bytes() != before
     assert "2.0e-3" in (copied / "run" / "student" / "README.md").read_text()
+
+
+def test_a_copy_of_a_run_does_not_go_on_in_the_folder_that_it_was_copied_from(copied: Path, inside: Inside) -> None:
+    inside("resume", copied / "run")
+    events = (copied / "run" / "events.jsonl").read_bytes()
+    shutil.copytree(copied / "run", copied / "again")
+    code, _, err = inside("resume", copied / "again")
+    assert code == 3
+    assert str(copied / "run") in err
+    assert f"output: {copied / 'again'}" in err
+    assert (copied / "run" / "events.jsonl").read_bytes() == events

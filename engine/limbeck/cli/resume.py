@@ -19,12 +19,15 @@ def command(run_or_recipe: Path, allow_changed: bool, as_json: bool) -> None:
     from limbeck.cli.running import start
     from limbeck.plugins import load_plugins
     from limbeck.recipe import Recipe, load_recipe
-    from limbeck.runs.folder import find_recipe
+    from limbeck.runs.folder import find_recipe, refuse_elsewhere
 
     registry = load_plugins()
 
     def load() -> Recipe:
         is_recipe = run_or_recipe.is_file() or run_or_recipe.suffix.lower() in (".yaml", ".yml")
-        return load_recipe(run_or_recipe if is_recipe else find_recipe(run_or_recipe), registry)
+        recipe = load_recipe(run_or_recipe if is_recipe else find_recipe(run_or_recipe), registry)
+        if not is_recipe:
+            refuse_elsewhere(run_or_recipe, recipe.path, recipe.output)
+        return recipe
 
     start(load, registry, as_json=as_json, resume=True, allow_changed=allow_changed)

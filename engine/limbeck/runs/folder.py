@@ -150,3 +150,11 @@ def find_recipe(folder: Path) -> Path:
     hint = f"give the place it moved to: limbeck resume RECIPE; a copy of its text is {folder / 'recipe.yaml'}"
     problem = Problem(f"the run's recipe is neither {looked}", file=str(folder), hint=hint)
     raise LimbeckError(Reason.RESUME_REFUSED, problems=[problem])
+
+
+def refuse_elsewhere(folder: Path, recipe: Path, output: Path) -> None:
+    """Raise RESUME_REFUSED where the recipe of the run in `folder` now writes into another: `folder` is a copy, say."""
+    if folder.resolve() != output.resolve():
+        hint = f"limbeck resume {recipe} goes on there; to go on here, write output: {folder.resolve()}"
+        problem = Problem(f"the run's recipe, {recipe}, has output: {output}", file=str(folder), hint=hint)
+        raise LimbeckError(Reason.RESUME_REFUSED, problems=[problem])

@@ -1,4 +1,4 @@
-"""The base install, without extras: it imports, lists its plugins and reads events, and has no torch."""
+"""The base install, without extras: it imports, lists its plugins, reads events, serves and asks; it has no torch."""
 
 import subprocess
 import sys
@@ -9,6 +9,8 @@ import google.protobuf
 
 import limbeck
 import limbeck.report
+from limbeck.client import connect
+from limbeck.errors import LimbeckError, Reason
 from limbeck.v1.event_pb2 import Event
 
 LIMBECK = str(Path(sys.executable).with_name("limbeck"))
@@ -21,4 +23,18 @@ assert Event.FromString(event.SerializeToString()).stage == "train"
 listed = subprocess.run([LIMBECK, "plugins"], capture_output=True, text=True, check=True).stdout
 assert "forward_kl" in listed, listed
 subprocess.run([LIMBECK, "--help"], stdout=subprocess.DEVNULL, check=True)
+serve = [LIMBECK, "serve", "--listen", "127.0.0.1:0", "--teacher", f"none={Path(__file__).with_name('teacher.yaml')}"]
+with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    try:
+        address = server.stdout.readline().split()[-1]  # type: ignore[union-attr]
+        with connect(address) as client:
+            (teacher,) = client.teachers()
+            assert (teacher.name, teacher.info) == ("none", None)
+            try:
+                client.teacher("other")
+                raise AssertionError("there is no such teacher")
+            except LimbeckError as error:
+                assert error.reason is Reason.TEACHER_UNKNOWN
+    finally:
+        server.terminate()
 print(f"limbeck {limbeck.__version__} imports under protobuf {google.protobuf.__version__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import grpc
@@ -14,6 +15,7 @@ from limbeck.service import quotas, streams
 from limbeck.service.config import Limits, Timing
 from limbeck.signals.messages import header_for
 from limbeck.v1 import teacher_service_pb2 as pb
+from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
 
 from .served import INFO, error_from, ids, item, serving, soon
 
@@ -182,6 +184,33 @@ def test_a_client_that_reads_nothing_is_asked_for_no_more_than_its_share(echo, m
             served.host.answer(1, COST)
             assert (await call.read()).fragment.item_id == 1
             await soon(lambda: served.host.asked == [0, 1, 2, 100, 3])
+
+    asyncio.run(check())
+
+
+def test_clients_that_read_nothing_hold_no_more_than_the_servers_share_together(echo, monkeypatch):
+    monkeypatch.setattr(quotas, "STREAM_BYTES", COST)
+    monkeypatch.setattr(quotas, "SERVER_BYTES", 8 * COST)
+
+    async def check():
+        async with serving(echo) as served, AsyncExitStack() as stack:
+            calls = []
+            for _ in range(4):  # without tokens each connection is a client
+                options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+                channel = grpc.aio.insecure_channel(served.address, options=options)
+                await stack.enter_async_context(channel)
+                calls.append(await opened(TeacherServiceStub(channel)))
+            for number, call in enumerate(calls):
+                await call.write(items(*(item(10 * number + place) for place in range(5))))
+            await soon(lambda: len(served.host.asked) == 8)
+            await asyncio.sleep(0.1)
+            assert sorted(served.host.asked) == [0, 1, 10, 11, 20, 21, 30, 31]
+            served.host.answer(10, COST)
+            assert (await calls[1].read()).fragment.item_id == 10
+            await soon(lambda: served.host.asked[8:] == [12])
+            for call in calls[2:]:
+                call.cancel()
+            await soon(lambda: sorted(served.host.asked[8:]) == [2, 3, 12, 13, 14])
 
     asyncio.run(check())
 

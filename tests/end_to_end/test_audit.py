@@ -68,15 +68,19 @@ def test_the_exact_loss_is_that_of_the_whole_vocabulary_and_k_alone_and_codec_ar
     assert found["rows"] == 5
     assert found["tokens"] == len(gradient)
     assert lines["exact"]["loss"] == pytest.approx(truth, rel=1e-5)
-    errors = [lines[f"top_k {k}, k alone"]["gradient_error"] for k in (256, 64, 16, 8, 4)]
+    errors = [lines[f"top_k {k}"]["gradient_error"] for k in (256, 64, 16, 8, 4)]
     assert errors == sorted(errors), "a smaller support has a larger error"
     assert errors[-1] > 0.1
     for k in (256, 64, 16, 8, 4):
-        alone, coded = lines[f"top_k {k}, k alone"], lines[f"top_k {k}"]
-        assert coded["loss"] == pytest.approx(alone["loss"], abs=1e-3)
-        assert coded["loss"] != alone["loss"], "the codec rounds"
-        assert coded["bytes"] == 4 * k + 2 * 4  # k ids and codes of 2 bytes, tails at 1 and 2; 16 bits hold an id
-        assert alone["bytes"] is None
+        line = lines[f"top_k {k}"]
+        for what in ("loss", "gradient"):
+            # little; of ids with one code a smaller k may keep others than the exact numbers would
+            assert 0 < line[f"{what}_by_codec"] < 0.02
+            assert line[f"{what}_by_codec"] < line[f"{what}_error"]
+        assert line["bytes"] == 4 * k + 2 * 4  # k ids and codes of 2 bytes, tails at 1 and 2; 16 bits hold an id
+    coarse = lines["hidden states bf16"]
+    assert coarse["gradient_error"] == coarse["gradient_by_codec"] > 0
+    assert lines["hidden states f32"]["gradient_error"] == lines["exact"]["gradient_error"] == 0
 
 
 def test_people_get_a_table(project: Path, inside: Inside) -> None:

@@ -38,8 +38,9 @@ def command(
     """Measure what RECIPE's losses lose by a signal, and what the signal costs.
 
     Takes the first training rows, the student before its first step, and the losses that read a top k. Loss and
-    gradient by the teacher's whole vocabulary are the truth; against them stand supports of several k, exact ("k
-    alone") and as they come through the codec. The gradient is that of the student's last hidden states.
+    gradient by the teacher's whole vocabulary are the truth; against them stand hidden states and supports of several
+    k, as they come over the wire. Of each error the part that the codec's rounding makes is told beside it; the rest
+    is that of k. The gradient is that of the student's last hidden states.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -62,15 +63,17 @@ def command(
         output.emit_json({"rows": found.rows, "tokens": found.tokens, "lines": lines})
         return
     click.echo(f"{found.rows} rows, {found.tokens:,} tokens; relative errors against the whole vocabulary, in float64")
-    for cells in (("signal", "bytes/token", "loss", "loss error", "gradient error"), *map(_cells, lines)):
-        click.echo(f"{cells[0]:<22}" + "".join(f"{cell:>15}" for cell in cells[1:]))
+    names = ("signal", "bytes/token", "loss", "loss error", "by codec", "gradient error", "by codec")
+    for cells in (names, *map(_cells, lines)):
+        click.echo(f"{cells[0]:<20}{cells[1]:>12}" + "".join(f"{cell:>15}" for cell in cells[2:]))
 
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     from limbeck.report.numbers import MISSING
 
     cost = MISSING if line["bytes"] is None else f"{line['bytes']:,.0f}"
-    return line["signal"], cost, f"{line['loss']:.6g}", f"{line['loss_error']:.2e}", f"{line['gradient_error']:.2e}"
+    errors = ("loss_error", "loss_by_codec", "gradient_error", "gradient_by_codec")
+    return line["signal"], cost, f"{line['loss']:.6g}", *(f"{line[name]:.2e}" for name in errors)
 
 
 def _teacher(

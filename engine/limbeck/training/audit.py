@@ -7,7 +7,7 @@ the rounding of what it keeps (the codec).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,17 +25,20 @@ EXACT = "exact"
 
 @dataclass
 class Line:
-    """One signal against the whole vocabulary. `loss`: the weighted sum per token; errors are relative.
+    """One signal against the whole vocabulary. `loss`: the weighted sum per token; errors are relative to it.
 
-    `gradient_error`: ‖g − g*‖ / ‖g*‖ of ∂loss/∂hidden over all tokens, g* that of the whole vocabulary. `bytes`: what
-    it costs a token on the wire, None for what no signal carries.
+    `gradient_error`: ‖g − g*‖ / ‖g*‖ of ∂loss/∂hidden over all tokens, g* that of the whole vocabulary. What the codec
+    adds to a signal without rounding is `…_by_codec`, by the same norms; the rest of an error comes from k. `bytes`:
+    what the signal costs a token on the wire, None for the exact one.
     """
 
     signal: str
     bytes: float | None
     loss: float = 0.0
     loss_error: float = 0.0
+    loss_by_codec: float = 0.0
     gradient_error: float = 0.0
+    gradient_by_codec: float = 0.0
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Audit:
 
     rows: int
     tokens: int
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Line]
 
 
 def audit(
@@ -69,9 +72,7 @@ def audit(
     head = Head(student.weight.detach().double(), _double(student.bias), student.scale, student.soft_cap)
     teacher = None if teacher_head is None else _head(teacher_head)
     total = sum(len(sequence.kept) for sequence in sequences)
-    found = Audit(len(sequences), total)
     lines = {name: Line(name, costs.get(name)) for name in _names(ks, teacher is not None)}
-    squares = dict.fromkeys(lines, 0.0)
     norm = 0.0
     temperatures = sorted({value.temperature for value in values.values()})
     for sequence in sequences:
@@ -80,56 +81,73 @@ def audit(
             states = batch.select(backbone(model)(**inputs, use_cache=False).last_hidden_state).double()
         for start in range(0, batch.n, ROWS):
             rows = slice(start, start + ROWS)
-            exact, exact_gradient = 0.0, torch.zeros(0)
-            for name, k, part, part_head in _parts(batch, rows, teacher, temperatures, ks):
-                chosen = [term if k is None else replace(term, top_k=k) for term in terms]
-                loss, gradient = _loss(states[rows], head, part, chosen, values, total, part_head)
-                if name == EXACT:
-                    exact, exact_gradient = loss, gradient
-                    norm += float(gradient.square().sum())
-                lines[name].loss += loss
-                lines[name].loss_error += loss - exact
-                squares[name] += float((gradient - exact_gradient).square().sum())
-            advance(len(exact_gradient))
-    whole = lines[EXACT].loss
-    for name, line in lines.items():
-        line.loss_error = abs(line.loss_error) / abs(whole) if whole else 0.0
-        line.gradient_error = (squares[name] / norm) ** 0.5 if norm else 0.0
-    found.lines = list(lines.values())
-    return found
+
+            def measure(part: Part, rows: slice = rows, states: Tensor = states) -> tuple[float, Tensor]:
+                chosen = [term if part.k is None else replace(term, top_k=part.k) for term in terms]
+                return _loss(states[rows], head, part.batch, chosen, values, total, part.head)
+
+            exact: tuple[float, Tensor] | None = None
+            for name, rounded, unrounded in _parts(batch, rows, teacher, temperatures, ks):
+                loss, gradient = measure(rounded)
+                exact = exact or (loss, gradient)
+                without = exact if unrounded is None else measure(unrounded)
+                line = lines[name]
+                line.loss += loss
+                line.loss_error += loss - exact[0]
+                line.loss_by_codec += loss - without[0]
+                line.gradient_error += float((gradient - exact[1]).square().sum())
+                line.gradient_by_codec += float((gradient - without[1]).square().sum())
+            assert exact is not None  # the first part
+            norm += float(exact[1].square().sum())
+            advance(len(exact[1]))
+    whole = abs(lines[EXACT].loss) or 1.0
+    for line in lines.values():
+        line.loss_error, line.loss_by_codec = abs(line.loss_error) / whole, abs(line.loss_by_codec) / whole
+        line.gradient_error = (line.gradient_error / (norm or 1.0)) ** 0.5
+        line.gradient_by_codec = (line.gradient_by_codec / (norm or 1.0)) ** 0.5
+    return Audit(len(sequences), total, list(lines.values()))
 
 
 def _names(ks: Sequence[int], hidden: bool) -> list[str]:
     whole = ["hidden states f32", "hidden states bf16"] if hidden else ["full"]
-    return [EXACT, *whole, *(f"top_k {k}{part}" for k in sorted(ks, reverse=True) for part in (", k alone", ""))]
+    return [EXACT, *whole, *(f"top_k {k}" for k in sorted(ks, reverse=True))]
 
 
-Part = tuple[str, int | None, SignalBatch, Head | None]
+@dataclass(frozen=True)
+class Part:
+    """A signal of some rows; `head` makes hidden states a distribution."""
+
+    batch: SignalBatch
+    head: Head | None = None
+    k: int | None = None
 
 
 def _parts(
     batch: SignalBatch, rows: slice, teacher: Head | None, temperatures: Sequence[float], ks: Sequence[int]
-) -> Iterator[Part]:
-    """The signals of some rows: name, k, batch, and the head that hidden states need. The exact one comes first."""
+) -> Iterator[tuple[str, Part, Part | None]]:
+    """The signals of some rows: name, as it comes, and as it would be without rounding; None where that is exact.
+
+    The exact one comes first.
+    """
     labels = batch.labels[rows]
     if teacher is not None:
         states = batch.hidden[-1][rows]
-        exact = SignalBatch(labels, hidden={-1: states.double()})
-        yield EXACT, None, exact, teacher
-        yield "hidden states f32", None, exact, teacher
+        exact = Part(SignalBatch(labels, hidden={-1: states.double()}), teacher)
+        yield EXACT, exact, None
+        yield "hidden states f32", exact, None
         rounded = torch.from_numpy(bfloat16_numbers(bfloat16_bytes(states.numpy())).reshape(states.shape).copy())
-        yield "hidden states bf16", None, SignalBatch(labels, hidden={-1: rounded.double()}), teacher
+        yield "hidden states bf16", Part(SignalBatch(labels, hidden={-1: rounded.double()}), teacher), None
         logits = teacher.logits(states.double())
     else:
         assert batch.full is not None  # asked for where there are no hidden states
         logits = batch.full[rows].double()
-        yield EXACT, None, SignalBatch(labels, full=logits), None
-        yield "full", None, SignalBatch(labels, full=logits), None
+        yield EXACT, Part(SignalBatch(labels, full=logits)), None
+        yield "full", Part(SignalBatch(labels, full=logits)), None
     stored = batch.answers["top_k"]
     packed = Answer(stored.ids[rows], {t: (a[rows].double(), b[rows].double()) for t, (a, b) in stored.at.items()})
     for k in ks:
-        yield f"top_k {k}, k alone", k, SignalBatch(labels, {"top_k": Answer.of_logits(logits, k, temperatures)}), None
-        yield f"top_k {k}", k, SignalBatch(labels, {"top_k": packed}), None
+        alone = SignalBatch(labels, {"top_k": Answer.of_logits(logits, k, temperatures)})
+        yield f"top_k {k}", Part(SignalBatch(labels, {"top_k": packed}), k=k), Part(alone, k=k)
 
 
 def _loss(

@@ -113,6 +113,26 @@ def test_the_coming_batches_are_asked_for_while_one_is_trained(world: Any, kit: 
     source.close()
 
 
+def test_a_question_that_is_dropped_has_ended_when_the_source_is_closed(world: Any, kit: Any) -> None:
+    asked, ended = threading.Event(), threading.Event()
+
+    class Silent(Asked):
+        async def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[Any, None]:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                ended.set()
+
+    source = OnlineSource(Silent(world, kit), WANT)
+    source.ahead(world.sequences[:2])
+    source.ahead(world.sequences[2:4])
+    assert asked.wait(30)
+    source.close()
+    assert ended.is_set()
+
+
 @pytest.mark.parametrize(("fail", "message"), [("raises", "The teacher is tired"), ("forgets", "gave no signal")])
 def test_a_teacher_that_fails_ends_the_training_with_its_reason(
     world: Any, kit: Any, tmp_path: Path, fail: str, message: str

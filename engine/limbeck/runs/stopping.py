@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 from limbeck.errors import EXIT_SIGINT, EXIT_SIGTERM
 
+NOTICE = b"\nstopping where the run can go on; Ctrl-C again stops at once\n"
 EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM}
 
 
 class StopSignal:
     """While entered, remembers the first signal instead of dying of it; a call gives its name, or None.
 
-    The second SIGINT raises KeyboardInterrupt, a third ends the process whatever it does.
+    The first SIGINT is told of on stderr, since the next place to stop may be far. The second raises KeyboardInterrupt,
+    a third ends the process whatever it does.
     """
 
     def __init__(self) -> None:
@@ -29,6 +32,9 @@ class StopSignal:
         self._name = self._name or signal.Signals(number).name
         if number == signal.SIGINT:
             self._interrupts += 1
+            if self._interrupts == 1:
+                with suppress(OSError):  # past the streams: the signal may have come while one was written to
+                    os.write(2, NOTICE)
             if self._interrupts == 2:
                 raise KeyboardInterrupt
             if self._interrupts > 2:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol, runtime_checkable
 
 from limbeck.data.sequence import TokenSequence
@@ -15,6 +15,7 @@ from limbeck.interfaces import ScoreItem, Teacher, Want
 from limbeck.signals import Signal, SignalStore
 
 Signals = list[Signal | None]
+CLOSING = 5.0  # seconds that questions which are dropped may take to end
 
 
 @runtime_checkable
@@ -107,11 +108,11 @@ class OnlineSource:
 
     def close(self) -> None:
         """Drop what was asked and not used; a second call does nothing. The teacher stays open: it is the caller's."""
-        for future in self._asked.values():
-            future.cancel()
         self._asked.clear()
         loop, self._loop = self._loop, None
         if loop is not None:
+            with suppress(TimeoutError):  # a teacher that computes may take its time
+                asyncio.run_coroutine_threadsafe(_drop(), loop).result(CLOSING)
             loop.call_soon_threadsafe(loop.stop)
 
     async def _score(self, sequences: Sequence[TokenSequence]) -> dict[int, Signal]:
@@ -129,6 +130,14 @@ class OnlineSource:
 
 def _key(sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
     return tuple(sequence.index for sequence in sequences)
+
+
+async def _drop() -> None:
+    """Cancel all questions of the loop and let them end: asyncio tells of a task that is cut off on stderr."""
+    questions = asyncio.all_tasks() - {asyncio.current_task()}
+    for question in questions:
+        question.cancel()
+    await asyncio.gather(*questions, return_exceptions=True)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

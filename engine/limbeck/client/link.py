@@ -175,7 +175,7 @@ class Retries:
         times = self._link.times
         left = self._since + (times.retry_for if self._link.met else times.timeout) - now
         if left <= 0:
-            raise _given_up(error, now - self._since)
+            raise _given_up(error, now - self._since) from None
         if now >= self._next:  # else it is one failure with the last: a worker's death fails many items
             if not self._count:
                 LOG.warning("%s: trying again for up to %.0f s. %s", self._link.name, left, error)

@@ -271,9 +271,11 @@ def test_a_damaged_shard_is_told_after_what_comes_before_it(whole, harm):
     async def check():
         async with serving_signals(whole.folder) as stub:
             call = stub.StreamSignals(pb.StreamSignalsRequest(dataset="d"))
+            assert (await call.read()).HasField("started")
+            assert [signal.sequence for signal in (await call.read()).signals.signals] == [1, 2, 3]
             code, error = await error_from(call)
             assert (code, error.reason) == (grpc.StatusCode.DATA_LOSS, Reason.STORE_DAMAGED)
-            assert "sequences 3–7" in error.problems[0].message
+            assert "sequences 4–8" in error.problems[0].message
             assert str(whole.folder) not in str(error)
 
     asyncio.run(check())

@@ -154,8 +154,13 @@ class Dataset:
         signals: list[Pieces] = []
         end, size = after, 0
         while end < len(shelf.sequences) and size < PART_BYTES and (listed := shelf.of.get(end)) is not None:
-            entry = self._shard(shelf, listed).entry(end)
-            signal = stored_signal(entry, _tokens(entry, shelf.sequences[end]) if tokens else None)
+            try:
+                entry = self._shard(shelf, listed).entry(end)
+                signal = stored_signal(entry, _tokens(entry, shelf.sequences[end]) if tokens else None)
+            except LimbeckError:
+                if not signals:
+                    raise
+                break  # what comes before the damage is sent first
             if size and size + size_of(signal) > MOST_PART_BYTES:
                 break
             size += size_of(signal)
@@ -182,7 +187,7 @@ class Dataset:
             except OSError as error:
                 what = f"the file cannot be read: {error.strerror}"
             if found is None:
-                raise LimbeckError(Reason.STORE_DAMAGED, problems=[listed.problem(self._store, what or "")])
+                raise LimbeckError(Reason.STORE_DAMAGED, problems=[listed.problem(self._store, what or "", first=1)])
         return _keep(shelf.shards, listed.name, found, OPEN_SHARDS)
 
 

@@ -33,9 +33,10 @@ class Listed:
         """What is wrong with the file, None where it is whole."""
         return damage(folder / self.name, self.size, self.sha256, self.indexes)
 
-    def problem(self, folder: Path, what: str) -> Problem:
-        """The fault of this shard as a user reads it."""
-        message = f"{what}; it holds the signals of sequences {_spans_text(self.indexes)}"
+    def problem(self, folder: Path, what: str, *, first: int = 0) -> Problem:
+        """The fault of this shard as a user reads it, to whom the first sequence of all is number `first`."""
+        spans = _spans_text([index + first for index in self.indexes])
+        message = f"{what}; it holds the signals of sequences {spans}"
         return Problem(message, file=str(folder / self.name), hint=_AGAIN)
 
 

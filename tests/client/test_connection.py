@@ -202,3 +202,13 @@ def test_a_server_may_want_the_clients_certificate(certificates):
             pytest.raises(LimbeckError, match="cannot be reached"),
         ):
             client.teacher("t")
+
+
+def test_tls_files_that_cannot_be_used_are_told_before_connecting(certificates, tmp_path):
+    words = tmp_path / "words.pem"
+    words.write_text("no certificate\n")
+    own = {"tls_cert": certificates / "cert.pem", "tls_key": certificates / "other-key.pem"}
+    error = faults("127.0.0.1:0", tls_ca=words, **own)
+    assert [problem.field for problem in error.problems] == ["address", "tls_ca", "tls_cert"]
+    assert "KEY_VALUES_MISMATCH" in str(error)
+    assert faults(tls_ca=words).problems[0].file == str(words)

@@ -316,9 +316,12 @@ def test_an_answer_larger_than_the_credit_arrives():
     assert shapes == dict.fromkeys(range(4), (19, INFO.hidden_size))
 
 
-def test_a_credit_that_begins_nothing_is_refused(client):
-    with pytest.raises(LimbeckError, match="credit is 1,000 bytes, 1,048,576 or more is allowed"):
-        client.score("t", items(1), TARGET, credit=1000)
+@pytest.mark.parametrize("credit", [-1, 1000, 1 << 64])
+def test_a_credit_that_begins_nothing_or_cannot_be_sent_is_refused(client, credit):
+    with pytest.raises(
+        LimbeckError, match=f"credit is {credit:,} bytes, 1,048,576 up to 18,446,744,073,709,551,615 are"
+    ):
+        client.score("t", items(1), TARGET, credit=credit)
 
 
 def test_a_sign_of_life_is_sent_where_nothing_else_is(servicer, address):

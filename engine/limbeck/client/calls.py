@@ -96,8 +96,9 @@ class Scoring:
         alone: bool = False,
         credit: int = 64 << 20,
     ) -> None:
-        if credit < LEAST_CREDIT:
-            problem = Problem(f"credit is {credit:,} bytes, {LEAST_CREDIT:,} or more is allowed", field="credit")
+        if not LEAST_CREDIT <= credit < 1 << 64:
+            allowed = f"{LEAST_CREDIT:,} up to {(1 << 64) - 1:,} are allowed"
+            problem = Problem(f"credit is {credit:,} bytes, {allowed}", field="credit")
             raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem])
         self.alone, self.credit, self.expectation = alone, credit, expectation.message()
         self._teacher, self._want, self._bfloat16 = teacher, want, bfloat16

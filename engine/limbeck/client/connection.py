@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.client.tls import authorities_fault, certificate_fault
 from limbeck.errors import LimbeckError, Problem, Reason
 
 DEFAULT_PORT = 7411
@@ -66,6 +67,8 @@ class Connection:
             problems.append(
                 Problem("a certificate needs its key, and a key its certificate", field="tls_cert, tls_key")
             )
+        else:
+            _check_tls(tls, tls_ca, tls_cert, tls_key, problems)
         asked = any(path is not None for path in (tls_ca, tls_cert, tls_key))
         if insecure and asked:
             problems.append(Problem("insecure means no TLS, and TLS files are given", field="insecure"))
@@ -190,6 +193,23 @@ def _content(path: Path_ | None, name: str, problems: list[Problem]) -> bytes | 
     except OSError as error:
         problems.append(Problem(f"cannot be read: {error.strerror or error}", file=str(path), field=name))
         return None
+
+
+def _check_tls(
+    contents: Sequence[bytes | None],
+    ca: Path_ | None,
+    cert: Path_ | None,
+    key: Path_ | None,
+    problems: list[Problem],
+) -> None:
+    """What cannot be used of the files that could be read; `contents` are those of ca, key and cert."""
+    if ca is not None and contents[0] is not None and (fault := authorities_fault(ca)) is not None:
+        problems.append(Problem(f"cannot be used: {fault}", file=str(ca), field="tls_ca", hint="it is PEM"))
+    if cert is None or key is None or None in contents[1:]:
+        return
+    if (fault := certificate_fault(cert, key)) is not None:
+        message, hint = f"certificate and key cannot be used: {fault}", "both are PEM, the key unencrypted"
+        problems.append(Problem(message, file=str(cert), field="tls_cert", hint=hint))
 
 
 def _read_token(path: Path, problems: list[Problem]) -> str | None:

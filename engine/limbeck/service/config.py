@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from limbeck.client.tls import authorities_fault, certificate_fault
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.plugins import Registry
 from limbeck.recipe import Bound
@@ -136,20 +136,12 @@ class ServeConfig:
                 yield Problem("there is no such file", file=str(path), field=option)
         if absent or self.tls_cert is None or self.tls_key is None:
             return
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self.tls_cert, self.tls_key, password=_no_password)
-        except (OSError, ValueError) as error:
-            message = f"certificate and key cannot be used: {_ssl_text(error)}"
-            yield Problem(
-                message, file=str(self.tls_cert), field="--tls-cert", hint="both are PEM, the key unencrypted"
-            )
-        if self.client_ca is not None:
-            try:
-                context.load_verify_locations(self.client_ca)
-            except (OSError, ValueError) as error:
-                message = f"cannot be used: {_ssl_text(error)}"
-                yield Problem(message, file=str(self.client_ca), field="--client-ca", hint="it is PEM")
+        if (fault := certificate_fault(self.tls_cert, self.tls_key)) is not None:
+            hint = "both are PEM, the key unencrypted"
+            message = f"certificate and key cannot be used: {fault}"
+            yield Problem(message, file=str(self.tls_cert), field="--tls-cert", hint=hint)
+        if self.client_ca is not None and (fault := authorities_fault(self.client_ca)) is not None:
+            yield Problem(f"cannot be used: {fault}", file=str(self.client_ca), field="--client-ca", hint="it is PEM")
 
 
 def read_teachers(given: Sequence[str], registry: Registry) -> tuple[dict[str, Bound], list[Problem]]:
@@ -196,11 +188,3 @@ def parse_address(text: str, option: str) -> Address:
     else:
         return Address(host, int(port))
     raise LimbeckError(Reason.SERVER_INVALID, problems=[problem])
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted")  # else OpenSSL would ask at the terminal
-
-
-def _ssl_text(error: Exception) -> str:
-    return getattr(error, "reason", None) or str(error)

@@ -182,7 +182,7 @@ def test_every_problem_is_told_at_once_with_its_place(teacher, tmp_path):
         ("bad.yaml", 2, "tokeniser"),
         ("bad.yaml", 3, "seed"),
         ("gone.yaml", None, None),
-        ("train.arrow", None, None),
+        (tmp_path.name, None, None),
         ("tokens.yaml", None, "--tokens"),
     }
 

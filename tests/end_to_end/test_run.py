@@ -188,6 +188,6 @@ def test_a_run_warns_of_what_check_warns_of_and_of_its_rows(
     recipe.write_text(text.replace("max_length: 20", "max_length: 100000"))
     code, out, err = inside("label", recipe)
     assert code == 0, err
-    assert "max_length is 100000, the teacher reads at most" in out
+    assert "max_length is 100000, and a leading <bos> comes on top; the teacher reads at most" in out
     told = [event["warning"]["reason"] for event in events_of(tmp_path / "out") if "warning" in event]
     assert told.count("PREFLIGHT") == 1

@@ -173,9 +173,11 @@ class _Check:
         if (held := holdout_want(self.recipe, self.info)) is not None:
             with self.found.collect("data.holdout"):
                 check_score(self.info, [], held)
-        if self.recipe.data.max_length + 1 > self.info.max_length:
-            message = f"max_length is {self.recipe.data.max_length}, the teacher reads at most {self.info.max_length}"
-            hint = f"set it to {self.info.max_length - 1} or less"
+        bos, most = self.info.bos_id is not None, self.info.max_length
+        if self.recipe.data.max_length + bos > most:
+            more = ", and a leading <bos> comes on top" if bos else ""
+            message = f"max_length is {self.recipe.data.max_length}{more}; the teacher reads at most {most}"
+            hint = f"set it to {most - bos} or less"
             self.found.warnings.append(Problem(message, field="data.max_length", hint=hint))
 
     def _generator(self) -> None:

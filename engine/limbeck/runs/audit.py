@@ -63,7 +63,7 @@ def _sequences(recipe: Recipe, contents: Contents) -> Sequence[TokenSequence]:
         return read_sequences(path)
     if recipe.generator is not None:
         problem = Problem(
-            "the rows are not generated yet", str(recipe.path), field="data.generator", hint="first: label"
+            "the rows are not generated yet", str(recipe.path), field="data.generator", hint="run `limbeck label` first"
         )
         raise LimbeckError(Reason.DATA_INVALID, problems=[problem])
     rows, problems = read_rows(row_files(recipe))

@@ -26,7 +26,8 @@ subprocess.run([LIMBECK, "--help"], stdout=subprocess.DEVNULL, check=True)
 serve = [LIMBECK, "serve", "--listen", "127.0.0.1:0", "--teacher", f"none={Path(__file__).with_name('teacher.yaml')}"]
 with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
     try:
-        address = server.stdout.readline().split()[-1]  # type: ignore[union-attr]
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
         with connect(address) as client:
             (teacher,) = client.teachers()
             assert (teacher.name, teacher.info) == ("none", None)

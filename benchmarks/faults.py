@@ -42,6 +42,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from limbeck.client import ScoreItem, StoredSignal, Want, connect
 from limbeck.data import read_sequences
 from limbeck.plugins import load_plugins
+from limbeck.recipe import Bound
 from limbeck.signals import Signal, SignalStore
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "tok_a"
@@ -160,7 +161,7 @@ class Bench:
     async def _score(self) -> dict[int, Signal]:
         entry = load_plugins().entry("teacher", "echo")
         config = entry.plugin.config.model_validate({"tokenizer": str(self.folder / "tok")})
-        teacher: Any = entry.plugin.factory(config)  # type: ignore[union-attr]
+        teacher = Bound(entry, config, "teacher").make()
         return {item_id: signal async for item_id, signal in teacher.score(self.items, WANT)}
 
     def server(self, *more: str) -> Server:

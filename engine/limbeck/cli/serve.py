@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--metrics", metavar="HOST:PORT", help="Figures for Prometheus at http://HOST:PORT/metrics.")
 @click.option("--allow-full", is_flag=True, help="Let clients ask for the whole vocabulary of every row.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout; the log is on stderr.")
-def command(teachers: tuple[str, ...], signals: tuple[str, ...], as_json: bool, **options: object) -> None:
+def command(teachers: tuple[str, ...], signals: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Serve teachers and stored signals over gRPC until Ctrl-C or SIGTERM.
 
     The first line on stdout is the address. A stopped server answers what is under way, for up to 30 seconds; a
@@ -41,7 +42,7 @@ def command(teachers: tuple[str, ...], signals: tuple[str, ...], as_json: bool, 
 
     made, faults = read_teachers(teachers, load_plugins())
     folders, more = read_signals(signals)
-    config = ServeConfig(teachers=made, signals=folders, faults=(*faults, *more), **options)  # type: ignore[arg-type]
+    config = ServeConfig(teachers=made, signals=folders, faults=(*faults, *more), **options)
 
     def started(address: str) -> None:
         if as_json:

@@ -59,9 +59,10 @@ class Connection:
         if not places:
             problems.append(Problem("no address is given", field="address", hint="give host:port"))
         loopback = bool(places) and all(_is_loopback(host) for host, _ in places)
-        tls = tuple(
-            _content(path, name, problems)
-            for path, name in ((tls_ca, "tls_ca"), (tls_key, "tls_key"), (tls_cert, "tls_cert"))
+        tls = (
+            _content(tls_ca, "tls_ca", problems),
+            _content(tls_key, "tls_key", problems),
+            _content(tls_cert, "tls_cert", problems),
         )
         if (tls_cert is None) != (tls_key is None):
             problems.append(
@@ -88,7 +89,7 @@ class Connection:
             secure=asked or not (loopback or insecure),
             token=token,
             token_file=None if token_file is None else Path(token_file),
-            tls=tls,  # type: ignore[arg-type]
+            tls=tls,
         )
 
     @property

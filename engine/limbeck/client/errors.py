@@ -72,7 +72,7 @@ def of_item(error: LimbeckError, item_id: int) -> LimbeckError:
 def _sent(error: Any) -> LimbeckError | None:
     """The limbeck.v1.Error of the status details, if any."""
     from google.protobuf.message import DecodeError
-    from google.rpc import status_pb2  # type: ignore[import-untyped]
+    from google.rpc import status_pb2
 
     for key, value in error.trailing_metadata() or ():
         if key != _DETAILS:

@@ -108,7 +108,7 @@ class Link:
             from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
 
             self._channel = self.connection.channel()
-            self._stub = TeacherServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._stub = TeacherServiceStub(self._channel)
         return getattr(self._stub, method)(*request, metadata=self.connection.metadata(), **options)
 
     async def ask(self, method: str, request: Any) -> Any:

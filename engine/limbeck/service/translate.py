@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from limbeck.errors import CATALOGUE, LimbeckError, Problem, Reason

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     TEACHER_UNKNOWN = "TEACHER_UNKNOWN"
     TEACHER_MISMATCH = "TEACHER_MISMATCH"
     TEACHER_UNAVAILABLE = "TEACHER_UNAVAILABLE"
+    TEACHER_REFUSED = "TEACHER_REFUSED"
+    BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     DATASET_UNKNOWN = "DATASET_UNKNOWN"
     CURSOR_INVALID = "CURSOR_INVALID"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
@@ -100,6 +102,8 @@ CATALOGUE: dict[Reason, Spec] = {
     Reason.TEACHER_UNKNOWN: Spec(EXIT_INVALID, "The server has no teacher of this name.", "NOT_FOUND"),
     Reason.TEACHER_MISMATCH: Spec(EXIT_INVALID, "The teacher is not the one that was expected.", "FAILED_PRECONDITION"),
     Reason.TEACHER_UNAVAILABLE: Spec(EXIT_FAILED, "The teacher's worker is not running.", "UNAVAILABLE"),
+    Reason.TEACHER_REFUSED: Spec(EXIT_INVALID, "The teacher's service refuses these calls.", "FAILED_PRECONDITION"),
+    Reason.BUDGET_EXHAUSTED: Spec(EXIT_FAILED, "The budget for the teacher's calls is used up.", "RESOURCE_EXHAUSTED"),
     Reason.DATASET_UNKNOWN: Spec(EXIT_INVALID, "The server has no signals of this name.", "NOT_FOUND"),
     Reason.CURSOR_INVALID: Spec(EXIT_INVALID, "The position is outside of the dataset.", "OUT_OF_RANGE"),
     Reason.QUOTA_EXCEEDED: Spec(EXIT_FAILED, "The client has too much under way.", "RESOURCE_EXHAUSTED"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from limbeck.signals import Signal
+    from limbeck.signals import Signal, TopK
     from limbeck.signals.head import OutputHead
 
 # ---------------------------------------------------------------------------------------------------------- configs
@@ -282,7 +282,7 @@ class TeacherInfo:
     parameters: int | None = None
 
 
-CAPABILITIES = ("generate", "top_k", "token_ids", "samples", "hidden_states", "full", "target")
+CAPABILITIES = ("generate", "generate_top_k", "top_k", "token_ids", "samples", "hidden_states", "full", "target")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +337,8 @@ class Sampling:
     """How a text is drawn. Every field is sent to the model; a model folder's generation_config never leaks in.
 
     `temperature` 0 is greedy. `top_p` 1 and `top_k` 0 are off. Every one of the teacher's `eos_ids` ends a text.
+    `logprobs`: so many likeliest ids are told of each written token, at temperature 1 and whatever the other fields
+    are (capability `generate_top_k`).
     """
 
     max_new_tokens: int = 64
@@ -344,6 +346,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,12 +358,29 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What a teacher said of each token while it wrote them: row j of `top_k` (temperature 1) speaks of `ids`[j].
+
+    `ids` int32 [n]: the written tokens, and the end token where it is known what was said of it. `target` f32 [n]: the
+    log-probability of `ids`[j]. A signal of these rows that costs no further question.
+    """
+
+    ids: npt.NDArray[np.int32]
+    top_k: TopK
+    target: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """A teacher's continuation. `ids` int32 [t] without the end token; `length`: cut by `max_new_tokens`."""
+    """A teacher's continuation. `ids` int32 [t] without the end token; `length`: cut by `max_new_tokens`.
+
+    `said`: where `Sampling.logprobs` asks for it.
+    """
 
     item_id: int
     ids: npt.NDArray[np.int32]
     finish_reason: Literal["stop", "length"]
+    said: Said | None = None
 
 
 @runtime_checkable
@@ -392,18 +412,121 @@ class HeadTeacher(Teacher, Protocol):
     async def output_head(self) -> OutputHead: ...
 
 
+@runtime_checkable
+class StartingTeacher(Teacher, Protocol):
+    """A teacher whose start takes long and is told of. May be left out: then the first request starts it.
+
+    `start` returns when requests are answered without further delay; a second call returns at once. `told` hears, in
+    order, what is being done, in a few words ("loading the weights"). Raises MODEL_INVALID, TEACHER_UNAVAILABLE.
+    """
+
+    async def start(self, told: Callable[[str], object]) -> None: ...
+
+
+# ----------------------------------------------------------------------------------------------------- text teachers
+
+
+@dataclass(frozen=True, slots=True)
+class TextTeacherInfo:
+    """What a teacher that is asked with text is: an API. It has no token ids, no weights and no digest of them.
+
+    `model`: its name at the service. `digest`: sha256 (hex) of all that its answers depend on but prompts and sampling:
+    service, model, options; never a key. `capabilities`: `generate`, and `generate_top_k` where it tells the likeliest
+    tokens of what it writes, up to `max_logprobs` of them. `price` in money a million tokens read and written, None
+    where it is not known; `currency` names the money.
+    """
+
+    name: str
+    model: str
+    digest: str
+    capabilities: frozenset[str]
+    max_logprobs: int = 0
+    price: tuple[float, float] | None = None
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt to answer: a text, or chat messages {role, content, …}. Its draw depends on (seed, item_id) only."""
+
+    item_id: int
+    prompt: str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TextToken:
+    """A token that an API wrote: its bytes, its log-probability, and the likeliest (bytes, log-probability) there."""
+
+    text: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextCompletion:
+    """An API's answer to one prompt.
+
+    `rejected`: why it must not be trained, in the words of a count: ``refused``, ``content_filter``, ``failed: …``;
+    None for a good one. `tokens`: where `Sampling.logprobs` asks for them; their bytes make `text`. `lineage`: what a
+    row should keep of where the answer came from, JSON (model as the service names it, tokens read and written).
+    """
+
+    item_id: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    rejected: str | None = None
+    tokens: tuple[TextToken, ...] | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TextTeacher(Protocol):
+    """A model that is asked with text and answers with text.
+
+    `complete` yields one answer per prompt as they are ready, in any order; closing the iterator starts no further
+    call and keeps what was paid for. A prompt that cannot be answered is an answer with `rejected`; what concerns all
+    prompts (no key, no such model, nobody there, the budget used up) is raised: TEACHER_REFUSED, SERVER_UNAVAILABLE,
+    BUDGET_EXHAUSTED. `usage` counts since the teacher was made: `calls`, `cached`, `retries`, `prompt_tokens`,
+    `completion_tokens`, and `cost` where prices are known; cheap, from any thread. `close` may be called twice.
+    """
+
+    def info(self) -> TextTeacherInfo: ...
+
+    def complete(self, prompts: Sequence[TextPrompt], sampling: Sampling) -> AsyncGenerator[TextCompletion, None]: ...
+
+    def usage(self) -> Mapping[str, float]: ...
+
+    async def close(self) -> None: ...
+
+
 # -------------------------------------------------------------------------------------------------------- generators
 
 
-class TextModel(Protocol):
-    """A teacher as a generator sees it: text in, text out. The engine wraps a Teacher and its tokenizer.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text that a model wrote for the prompt at `place`.
 
-    `prompts` are rows' prompts: a string, or chat messages. Yields (index, text, finish_reason) as they are ready.
+    `rejected`: why it must not be trained, None for a good one. `said`: what was said of its tokens, where that is
+    captured. `lineage`: what the row should keep of how it came, JSON.
+    """
+
+    place: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    rejected: str | None = None
+    said: Said | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+class TextModel(Protocol):
+    """A teacher as a generator sees it: text in, text out. The engine wraps a Teacher with its tokenizer, or an API.
+
+    `prompts` are rows' prompts: a string, or chat messages. Yields answers as they are ready.
     """
 
     def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]: ...
+    ) -> AsyncGenerator[Written, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,13 +534,15 @@ class Sample:
     """One row that a generator made, as it goes into rows/: `row` is a JSON object of a known row format.
 
     `position`: which of the generator's samples, from 0. `rejected`: why it must not be trained (an empty answer), None
-    for a good one; rejected samples are counted and kept apart. `lineage`: where it came from, JSON.
+    for a good one; rejected samples are counted and kept apart. `lineage`: where it came from, JSON. `said`: what the
+    model said of the answer's tokens (:class:`Written`), so that they need not be scored.
     """
 
     position: int
     row: dict[str, Any]
     rejected: str | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
+    said: Said | None = None
 
 
 @runtime_checkable
@@ -446,11 +571,14 @@ class Generator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherPlugin:
-    """A teacher backend. `factory(config)` imports heavy modules when called, loads weights at the first request."""
+    """A teacher backend, on token ids or on text.
+
+    `factory(config)` imports heavy modules when called, and loads weights at the first request.
+    """
 
     name: str
     config: type[Config]
-    factory: Callable[[Any], Teacher]
+    factory: Callable[[Any], Teacher | TextTeacher]
     summary: str
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from limbeck.data import Row, prompt_of, read_rows, reject_reason
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.generators.config import PromptsConfig
-from limbeck.interfaces import Sample, Sampling, TextModel
+from limbeck.interfaces import Sample, Sampling, TextModel, Written
 
 WINDOW = 64  # prompts asked at once; they start at multiples of it, so that a resumed run asks the same batches
 
@@ -64,12 +64,10 @@ class Prompts:
         teacher = getattr(model, "lineage", None)
         for first in range(start - start % WINDOW, len(self.rows), WINDOW):
             async with aclosing(self._window(first, model)) as answers:
-                async for position, text, finish_reason in answers:
-                    if position < start:
+                async for written in answers:
+                    if first + written.place < start:
                         continue
-                    sample = self._sample(position, text, finish_reason, teacher)
-                    if position in getattr(model, "retokenized", ()):
-                        sample.lineage["retokenized"] = True
+                    sample = self._sample(first + written.place, written, teacher)
                     good += sample.rejected is None
                     rejected.update([sample.rejected] if sample.rejected else [])
                     yield sample
@@ -91,18 +89,18 @@ class Prompts:
             problems=[Problem(message, field="data.generator.min_success_ratio", hint=hint)],
         )
 
-    async def _window(self, first: int, model: TextModel) -> AsyncGenerator[tuple[int, str, str], None]:
-        """(position, text, finish_reason) of one window, in order of position."""
+    async def _window(self, first: int, model: TextModel) -> AsyncGenerator[Written, None]:
+        """The answers of one window, in order of place."""
         rows = self.rows[first : first + WINDOW]
-        waiting: dict[int, tuple[str, str]] = {}
+        waiting: dict[int, Written] = {}
         told = 0
         try:
             prompts = [prompt_of(row) for row in rows]
             async with aclosing(model.complete(prompts, self.sampling, first)) as answers:
-                async for place, text, finish_reason in answers:
-                    waiting[place] = (text, finish_reason)
+                async for written in answers:
+                    waiting[written.place] = written
                     while told in waiting:
-                        yield (first + told, *waiting.pop(told))
+                        yield waiting.pop(told)
                         told += 1
         except LimbeckError as error:
             raise LimbeckError(error.reason, error.message, [self._placed(p) for p in error.problems]) from error
@@ -120,8 +118,8 @@ class Prompts:
             problem, file=row.source, line=row.line, field="messages" if "messages" in row.value else "prompt"
         )
 
-    def _sample(self, position: int, text: str, finish_reason: str, teacher: Any) -> Sample:
-        row = self.rows[position]
+    def _sample(self, position: int, written: Written, teacher: Any) -> Sample:
+        row, text = self.rows[position], written.text
         answered: dict[str, Any]
         if "messages" in row.value:
             answered = {"messages": [*_given(row.value["messages"]), {"role": "assistant", "content": text}]}
@@ -131,11 +129,13 @@ class Prompts:
             "generator": "prompts",
             "source": Path(row.source).name,
             "line": row.line,
-            "sampling": asdict(self.sampling),
+            "sampling": {name: value for name, value in asdict(self.sampling).items() if name != "logprobs"},
             "teacher": teacher,
+            **written.lineage,
         }
         notes: dict[str, Any] = {key: row.value[key] for key in ("id", "metadata") if key in row.value}
-        return Sample(position, {**answered, "finish_reason": finish_reason, **notes}, reject_reason(text), lineage)
+        value = {**answered, "finish_reason": written.finish_reason, **notes}
+        return Sample(position, value, written.rejected or reject_reason(text), lineage, written.said)
 
 
 def _not_a_prompt(row: Row) -> Problem | None:

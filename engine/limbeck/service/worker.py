@@ -220,7 +220,12 @@ def make_teacher(start: internal.Start) -> Teacher:
     options = json.loads(start.teacher)
     plugin = load_plugins().get("teacher", options.pop("plugin"))
     assert isinstance(plugin, TeacherPlugin)
-    return plugin.factory(plugin.config.model_validate_json(json.dumps(options)))
+    teacher = plugin.factory(plugin.config.model_validate_json(json.dumps(options)))
+    if not isinstance(teacher, Teacher):
+        hint = "name it in a recipe: it is asked with text, and a server sends token ids"
+        problem = Problem(f"a server has no use for {plugin.name}, which has no token ids", hint=hint)
+        raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
+    return teacher
 
 
 async def serve(end: socket.socket) -> None:

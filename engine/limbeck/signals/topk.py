@@ -56,6 +56,17 @@ def logsumexp(x: Float64) -> Float64:
     return result
 
 
+def open_tail(logprobs: Floats) -> Float64:
+    """log(1 − Σ e^logprobs) [n] of k log-probabilities [n, k], in float64.
+
+    Where the sum comes within k · 2⁻²³ of 1, the rounding of k float32 numbers, it is log(k · 2⁻²³): no less is known.
+    """
+    k = logprobs.shape[1]
+    total = np.exp(logsumexp(logprobs.astype(np.float64)))
+    result: Float64 = np.log(np.maximum(1.0 - total, k * 2.0**-23))
+    return result
+
+
 def _decoded() -> Float64:
     u = np.arange(SATURATED + 1, dtype=np.float64)
     return np.where(u < KNEE, -u / 2048.0, -16.0 - (u - KNEE) / 512.0)
@@ -98,6 +109,14 @@ class TopK:
             tails=np.minimum(tails, 0.0).astype(np.float32),
             temperatures=temperatures,
         )
+
+    @classmethod
+    def without_tail(cls, ids: npt.NDArray[np.integer], logprobs: Floats) -> TopK:
+        """Of a teacher that cannot sum the complement: the tail at temperature 1 is log(1 − Σ), see :func:`open_tail`.
+
+        Raises what :meth:`from_logprobs` raises.
+        """
+        return cls.from_logprobs(ids, logprobs, open_tail(logprobs)[:, None], (1.0,))
 
     @property
     def n(self) -> int:

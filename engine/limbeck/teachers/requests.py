@@ -20,12 +20,12 @@ def check_score(info: TeacherInfo, items: Sequence[ScoreItem], want: Want) -> No
 
 def check_prompts(info: TeacherInfo, prompts: Sequence[Prompt], sampling: Sampling) -> None:
     """Refuse what the teacher cannot continue: CAPABILITY_MISSING, or GENERATION_FAILED for prompts and sampling."""
-    if "generate" not in info.capabilities:
-        _refuse(Reason.CAPABILITY_MISSING, [_missing(info, "generate")])
+    needed = {"generate"} | ({"generate_top_k"} if sampling.logprobs else set())
+    _refuse(Reason.CAPABILITY_MISSING, [_missing(info, name) for name in sorted(needed - info.capabilities)])
     _refuse(
         Reason.GENERATION_FAILED,
         [
-            *_faults_of_sampling(sampling),
+            *_faults_of_sampling(sampling, info.vocab_size),
             *_repeated(prompts),
             *(p for prompt in prompts for p in _faults_of_ids(info, prompt, sampling.max_new_tokens)),
         ],
@@ -126,12 +126,13 @@ def _faults_of_token_ids(info: TeacherInfo, item: ScoreItem) -> Iterator[Problem
         yield Problem(f"token_ids leave the vocabulary of {info.vocab_size:,}", field=field)
 
 
-def _faults_of_sampling(sampling: Sampling) -> Iterator[Problem]:
+def _faults_of_sampling(sampling: Sampling, vocab_size: int) -> Iterator[Problem]:
     allowed = {
         "max_new_tokens": (sampling.max_new_tokens >= 1, "1 or more"),
         "temperature": (sampling.temperature >= 0 and math.isfinite(sampling.temperature), "0 (greedy) or more"),
         "top_p": (0 < sampling.top_p <= 1, "above 0, up to 1 (off)"),
         "top_k": (sampling.top_k >= 0, "0 (off) or more"),
+        "logprobs": (0 <= sampling.logprobs <= vocab_size, f"0 (off) up to the vocabulary's {vocab_size:,}"),
     }
     for name, (good, range_) in allowed.items():
         if not good:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from limbeck.errors import LimbeckError, Problem
-from limbeck.interfaces import Prompt, Sampling, Teacher
+from limbeck.interfaces import Prompt, Sampling, Teacher, Written
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 class TeacherText:
     """Implements :class:`limbeck.interfaces.TextModel`.
 
-    `lineage` says which teacher writes, by digests of contents, for the rows that come of it. `retokenized`: the items
-    whose text, which is all that a row keeps, gives other tokens than the teacher wrote.
+    `lineage` says which teacher writes, by digests of contents, for the rows that come of it. A text that, read again,
+    gives other tokens than the teacher wrote is marked `retokenized` in its own lineage: a row keeps the text only.
     """
 
     def __init__(self, teacher: Teacher, tokenizer: Tokenizer) -> None:
         self._teacher, self._tokenizer = teacher, tokenizer
-        self.retokenized: set[int] = set()
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -40,8 +39,8 @@ class TeacherText:
 
     async def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]:
-        """(place in `prompts`, text, finish_reason) as they are ready. Prompt i is drawn as item `first_id` + i.
+    ) -> AsyncGenerator[Written, None]:
+        """The answers as they are ready. Prompt i is drawn as item `first_id` + i.
 
         Raises DATA_INVALID for a prompt that cannot be rendered, and what the teacher raises.
         """
@@ -53,9 +52,9 @@ class TeacherText:
                 text = self._tokenizer.decode(completion.ids)
                 place = completion.item_id - first_id
                 ids = answer_ids(prompts[place], text, completion.finish_reason, self._tokenizer)
-                if ids is not None and not np.array_equal(ids, completion.ids):
-                    self.retokenized.add(completion.item_id)
-                yield place, text, completion.finish_reason
+                others = ids is not None and not np.array_equal(ids, completion.ids)
+                lineage = {"retokenized": True} if others else {}
+                yield Written(place, text, completion.finish_reason, said=completion.said, lineage=lineage)
 
     def _encoded(self, prompts: Sequence[str | list[dict[str, Any]]], first_id: int) -> list[Prompt]:
         asked: list[Prompt] = []

@@ -67,7 +67,7 @@ class TransformersTeacher:
                 template_digest=tokenizer.template_digest,
                 weights_digest=folders.weights_digest(self.folder),
                 max_length=folders.max_length(config),
-                capabilities=frozenset(CAPABILITIES),
+                capabilities=frozenset(CAPABILITIES) - {"generate_top_k"},
                 eos_ids=tuple(sorted({*folders.eos_ids(self.folder), *tokenizer.eos_ids})),
                 bos_id=tokenizer.bos_id,
                 hidden_size=int(config.hidden_size),

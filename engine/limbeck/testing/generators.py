@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pytest
 
 from limbeck.data import read_rows
-from limbeck.interfaces import Generator, Sample, Sampling, TextModel
+from limbeck.interfaces import Generator, Sample, Sampling, TextModel, Written
 
 
 class ScriptedModel:
@@ -33,12 +33,12 @@ class ScriptedModel:
 
     async def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
-    ) -> AsyncGenerator[tuple[int, str, Literal["stop", "length"]], None]:
+    ) -> AsyncGenerator[Written, None]:
         """See :class:`limbeck.interfaces.TextModel`; the last prompt is answered first."""
         self.sampling = sampling
         for place in reversed(range(len(prompts))):
             self.asked.append(first_id + place)
-            yield place, self.answers[(first_id + place) % len(self.answers)], self.finish_reason
+            yield Written(place, self.answers[(first_id + place) % len(self.answers)], self.finish_reason)
             await asyncio.sleep(0)
 
 

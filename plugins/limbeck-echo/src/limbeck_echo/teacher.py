@@ -37,7 +37,7 @@ class EchoTeacher:
             template_digest=tokenizer.template_digest,
             weights_digest=digest(["echo", numbers.VERSION, self.config.seed, vocab_size]),
             max_length=self.config.max_length,
-            capabilities=frozenset(CAPABILITIES) - {"hidden_states"},
+            capabilities=frozenset(CAPABILITIES) - {"hidden_states", "generate_top_k"},
             eos_ids=tokenizer.eos_ids,
             bos_id=tokenizer.bos_id,
         )

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "attempt", "step", "time", "run_id", "stage", "run_started", "run_finished", "run_failed", "run_interrupted", "stage_started", "stage_finished", "progress", "metrics", "knob_changed", "checkpoint_saved", "rewound", "warning")
+    __slots__ = ("sequence", "attempt", "step", "time", "run_id", "stage", "run_started", "run_finished", "run_failed", "run_interrupted", "stage_started", "stage_finished", "progress", "metrics", "knob_changed", "checkpoint_saved", "rewound", "warning", "teacher_starting")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Event(_message.Message):
     CHECKPOINT_SAVED_FIELD_NUMBER: _ClassVar[int]
     REWOUND_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_STARTING_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     attempt: int
     step: int
@@ -44,7 +45,8 @@ class Event(_message.Message):
     checkpoint_saved: CheckpointSaved
     rewound: Rewound
     warning: Warning
-    def __init__(self, sequence: _Optional[int] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., run_id: _Optional[str] = ..., stage: _Optional[str] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_interrupted: _Optional[_Union[RunInterrupted, _Mapping]] = ..., stage_started: _Optional[_Union[StageStarted, _Mapping]] = ..., stage_finished: _Optional[_Union[StageFinished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., knob_changed: _Optional[_Union[KnobChanged, _Mapping]] = ..., checkpoint_saved: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., rewound: _Optional[_Union[Rewound, _Mapping]] = ..., warning: _Optional[_Union[Warning, _Mapping]] = ...) -> None: ...
+    teacher_starting: TeacherStarting
+    def __init__(self, sequence: _Optional[int] = ..., attempt: _Optional[int] = ..., step: _Optional[int] = ..., time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., run_id: _Optional[str] = ..., stage: _Optional[str] = ..., run_started: _Optional[_Union[RunStarted, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., run_interrupted: _Optional[_Union[RunInterrupted, _Mapping]] = ..., stage_started: _Optional[_Union[StageStarted, _Mapping]] = ..., stage_finished: _Optional[_Union[StageFinished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., knob_changed: _Optional[_Union[KnobChanged, _Mapping]] = ..., checkpoint_saved: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., rewound: _Optional[_Union[Rewound, _Mapping]] = ..., warning: _Optional[_Union[Warning, _Mapping]] = ..., teacher_starting: _Optional[_Union[TeacherStarting, _Mapping]] = ...) -> None: ...
 
 class RunStarted(_message.Message):
     __slots__ = ("limbeck_version", "recipe_digest")
@@ -161,3 +163,9 @@ class Warning(_message.Message):
     reason: str
     message: str
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class TeacherStarting(_message.Message):
+    __slots__ = ("phase",)
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    def __init__(self, phase: _Optional[str] = ...) -> None: ...

@@ -33,7 +33,7 @@ class GetTeacherResponse(_message.Message):
     def __init__(self, teacher: _Optional[_Union[Teacher, _Mapping]] = ...) -> None: ...
 
 class Teacher(_message.Message):
-    __slots__ = ("name", "plugin", "state", "error", "vocab_size", "tokenizer_digest", "template_digest", "weights_digest", "max_length", "capabilities", "eos_ids", "bos_id", "temperatures", "tail_exact", "hidden_size", "num_layers", "parameters", "limits")
+    __slots__ = ("name", "plugin", "state", "error", "vocab_size", "tokenizer_digest", "template_digest", "weights_digest", "max_length", "capabilities", "eos_ids", "bos_id", "temperatures", "tail_exact", "hidden_size", "num_layers", "parameters", "limits", "phase", "phase_seconds")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Teacher.State]
@@ -62,6 +62,8 @@ class Teacher(_message.Message):
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     plugin: str
     state: Teacher.State
@@ -80,7 +82,9 @@ class Teacher(_message.Message):
     num_layers: int
     parameters: int
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., plugin: _Optional[str] = ..., state: _Optional[_Union[Teacher.State, str]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., max_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., eos_ids: _Optional[_Iterable[int]] = ..., bos_id: _Optional[int] = ..., temperatures: _Optional[_Iterable[float]] = ..., tail_exact: bool = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    phase: str
+    phase_seconds: float
+    def __init__(self, name: _Optional[str] = ..., plugin: _Optional[str] = ..., state: _Optional[_Union[Teacher.State, str]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., max_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., eos_ids: _Optional[_Iterable[int]] = ..., bos_id: _Optional[int] = ..., temperatures: _Optional[_Iterable[float]] = ..., tail_exact: bool = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., phase: _Optional[str] = ..., phase_seconds: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("tokens_in_flight", "answer_bytes", "streams")
@@ -197,10 +201,14 @@ class Cancel(_message.Message):
     def __init__(self, item_id: _Optional[int] = ...) -> None: ...
 
 class Alive(_message.Message):
-    __slots__ = ("position",)
+    __slots__ = ("position", "phase", "phase_seconds")
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     position: int
-    def __init__(self, position: _Optional[int] = ...) -> None: ...
+    phase: str
+    phase_seconds: float
+    def __init__(self, position: _Optional[int] = ..., phase: _Optional[str] = ..., phase_seconds: _Optional[float] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("started", "fragment", "failed", "alive")
@@ -295,18 +303,20 @@ class GenerateStart(_message.Message):
     def __init__(self, teacher: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., expectation: _Optional[_Union[Expectation, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
+    __slots__ = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "logprobs")
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_new_tokens: int
     temperature: float
     top_p: float
     top_k: int
     seed: int
-    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    logprobs: int
+    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class Prompts(_message.Message):
     __slots__ = ("prompts",)
@@ -335,13 +345,15 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., failed: _Optional[_Union[ItemFailed, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("teacher",)
+    __slots__ = ("teacher", "header")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
     teacher: Teacher
-    def __init__(self, teacher: _Optional[_Union[Teacher, _Mapping]] = ...) -> None: ...
+    header: _signal_pb2.SignalHeader
+    def __init__(self, teacher: _Optional[_Union[Teacher, _Mapping]] = ..., header: _Optional[_Union[_signal_pb2.SignalHeader, _Mapping]] = ...) -> None: ...
 
 class Completion(_message.Message):
-    __slots__ = ("item_id", "ids", "finish_reason")
+    __slots__ = ("item_id", "ids", "finish_reason", "said", "end_id", "more")
     class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FINISH_REASON_UNSPECIFIED: _ClassVar[Completion.FinishReason]
@@ -353,10 +365,16 @@ class Completion(_message.Message):
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    SAID_FIELD_NUMBER: _ClassVar[int]
+    END_ID_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     item_id: int
     ids: bytes
     finish_reason: Completion.FinishReason
-    def __init__(self, item_id: _Optional[int] = ..., ids: _Optional[bytes] = ..., finish_reason: _Optional[_Union[Completion.FinishReason, str]] = ...) -> None: ...
+    said: _signal_pb2.PackedSignal
+    end_id: int
+    more: bool
+    def __init__(self, item_id: _Optional[int] = ..., ids: _Optional[bytes] = ..., finish_reason: _Optional[_Union[Completion.FinishReason, str]] = ..., said: _Optional[_Union[_signal_pb2.PackedSignal, _Mapping]] = ..., end_id: _Optional[int] = ..., more: bool = ...) -> None: ...
 
 class GetOutputHeadRequest(_message.Message):
     __slots__ = ("teacher",)

@@ -95,7 +95,7 @@ class TeacherServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request_iterator, context):
-        """Prompts in, completions out, in any order. As `Score`, without credits: answers are small.
+        """Prompts in, completions out, in any order. As `Score`, without credits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

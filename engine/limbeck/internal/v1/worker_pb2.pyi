@@ -66,16 +66,18 @@ class CancelItems(_message.Message):
     def __init__(self, call: _Optional[int] = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("ready", "failed", "answer", "done")
+    __slots__ = ("ready", "failed", "answer", "done", "phase")
     READY_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
     ready: _teacher_service_pb2.Teacher
     failed: _error_pb2.Error
     answer: Answer
     done: CallDone
-    def __init__(self, ready: _Optional[_Union[_teacher_service_pb2.Teacher, _Mapping]] = ..., failed: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., done: _Optional[_Union[CallDone, _Mapping]] = ...) -> None: ...
+    phase: str
+    def __init__(self, ready: _Optional[_Union[_teacher_service_pb2.Teacher, _Mapping]] = ..., failed: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., done: _Optional[_Union[CallDone, _Mapping]] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("call", "place", "last", "cost", "response")

@@ -23,6 +23,7 @@ TYPES = {
 }
 CHECKED = {"type", "enum", "const", "anyOf", "not", "$ref", "properties", "additionalProperties", "required", "items"}
 CHECKED |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "minLength"}
+CHECKED |= {"minProperties"}
 REMARKS = {"title", "description", "default", "$defs", "$schema", "$comment"}
 
 
@@ -54,6 +55,10 @@ def valid(schema, value, top):
         checks.append(set(schema.get("required", [])) <= set(value))
         checks.append(schema.get("additionalProperties", True) is not False or set(value) <= set(properties))
         checks += [valid(properties[name], inner, top) for name, inner in value.items() if name in properties]
+        checks.append(len(value) >= schema.get("minProperties", 0))
+        others = schema.get("additionalProperties")
+        if isinstance(others, dict):
+            checks += [valid(others, inner, top) for name, inner in value.items() if name not in properties]
     return all(checks)
 
 
@@ -76,6 +81,7 @@ GOOD = {
 
 def test_a_recipe_fits(schema):
     assert valid(schema, GOOD, schema)
+    assert valid(schema, {**GOOD, "teacher": "a", "teachers": {"a": GOOD["teacher"], "b": GOOD["teacher"]}}, schema)
 
 
 BAD = {
@@ -86,6 +92,8 @@ BAD = {
     "another loss's field": {"losses": [{"plugin": "cross_entropy", "top_k": 3}]},
     "a weight below 0": {"losses": [{"plugin": "cross_entropy", "weight": -1}]},
     "a temperature of 0": {"losses": [{"plugin": "forward_kl", "temperature": 0}]},
+    "a loss among the teachers": {"teachers": {"a": {"plugin": "cross_entropy"}}},
+    "no teacher among the teachers": {"teachers": {}},
     "a loss as a schedule": {"losses": [{"plugin": "jsd", "temperature": {"plugin": "jsd"}}]},
     "no loss": {"losses": []},
     "a text for a number": {"training": {"learning_rate": "3e-4"}},

@@ -110,7 +110,6 @@ HINTS = {
     "a field misspelt": ({"evaluation": "{sample: 4}"}, "did you mean samples?"),
     "a field of no likeness": ({"signals": "{zzz: 4}"}, "known here: source"),
     "a section misspelt": ({"trainning": "{}"}, "did you mean training?"),
-    "several teachers": ({"teachers": "{a: {plugin: echo}}"}, "several teachers are not supported yet"),
     "a layer alone": ({"losses": "[{plugin: hidden_mse, layers: 3}]", "signals": "{source: online}"}, "write [3]"),
     "a schedule of what is no knob": (
         {"losses": "[{plugin: jsd, top_k: {plugin: linear, start: 1, end: 2}}]"},

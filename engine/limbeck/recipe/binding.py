@@ -15,7 +15,8 @@ from limbeck.recipe.document import Document, Path_, field_text
 from limbeck.recipe.paths import Resolver
 from limbeck.recipe.problems import problems_of, show, unknown_field
 
-_LOSS_NAME = re.compile(r"[A-Za-z0-9_-]+")
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a loss or a teacher
+NAME_RULE = "must be letters, digits, _ and -, not"
 _GRID = [step / 1000 for step in range(1001)]
 
 
@@ -37,6 +38,20 @@ class Binder:
         config = self._config(entry, at) if entry else None
         return Bound(entry, config, field_text(at)) if entry and config is not None else None
 
+    def bind_teachers(self) -> dict[str, Bound]:
+        """Every teacher of the recipe by name, without those that have faults; `teacher:` itself by its plugin's."""
+        several, found = self._document.at(("teachers",)), {}
+        for name in several if isinstance(several, dict) else ():
+            at: Path_ = ("teachers", name)
+            if not NAME.fullmatch(name):
+                self.problems.append(self._document.problem(at, f"{NAME_RULE} {name!r}", key=True))
+            if isinstance(several[name], dict) and (bound := self.bind("teacher", at)) is not None:
+                found[name] = bound
+        if isinstance(self._document.at(("teacher",)), dict) and (own := self.bind("teacher", ("teacher",))):
+            names = (own.name, "teacher", "the-teacher")
+            found = {next((name for name in names if name not in found), own.name): own, **found}
+        return found
+
     def bind_loss(self, at: Path_) -> BoundLoss | None:
         """A loss, with its schedules."""
         entry = self._entry("loss", at)
@@ -55,8 +70,8 @@ class Binder:
             return None
         assert isinstance(config, LossConfig)  # the loader saw to it
         name = config.name or entry.plugin.name
-        if not _LOSS_NAME.fullmatch(name):
-            self._fault((*at, "name"), f"must be letters, digits, _ and -, not {name!r}")
+        if not NAME.fullmatch(name):
+            self._fault((*at, "name"), f"{NAME_RULE} {name!r}")
         for field in bounds.keys() - set(schedules):
             knobs[field] = float(getattr(config, field))
         needs = self._needs(entry, config, at)

@@ -18,7 +18,8 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 def recipe_schema(registry: Registry) -> dict[str, Any]:
     """The schema (draft 2020-12). Every plugin is a definition `KIND.NAME`, and `KIND` is any one of them."""
     top, definitions = _schema(RecipeFile)
-    _point(top["properties"]["teacher"], "teacher")
+    for field in ("teacher", "teachers"):
+        _point(top["properties"][field], "teacher")
     _point(top["properties"]["losses"], "loss")
     _point(definitions["DataSpec"]["properties"]["generator"], "generator")
     for kind in KINDS:

@@ -40,7 +40,18 @@ class Recipe:
     evaluation: EvaluationSpec
     output: Path
     document: Document = field(repr=False, compare=False)
-    paths: tuple[PathUse, ...] = field(default=(), repr=False)
+    uses: tuple[PathUse, ...] = field(default=(), repr=False)
+    candidates: dict[str, Bound] = field(default_factory=dict, repr=False)  # every teacher that is named, by name
+
+    @property
+    def paths(self) -> tuple[PathUse, ...]:
+        """The paths that a run reads. Those of teachers that are not picked are left out."""
+        own = f"{self.teacher.field}." if self.teacher else "teacher."
+        return tuple(use for use in self.uses if not use.field.startswith("teachers.") or use.field.startswith(own))
+
+    def taught_by(self, name: str | None) -> Recipe:
+        """This recipe with another of its candidates as the teacher, or with none."""
+        return replace(self, teacher=None if name is None else self.candidates[name])
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as JSON values with every default and with absolute paths. It is a valid recipe of its own."""
@@ -124,20 +135,20 @@ class Draft:
         return LimbeckError(Reason.RECIPE_INVALID, message, self.problems)
 
 
-def load_recipe(path: Path, registry: Registry) -> Recipe:
+def load_recipe(path: Path, registry: Registry, *, undecided: bool = False) -> Recipe:
     """Load a recipe with the plugins of `registry`.
 
     Relative paths are relative to the folder of the recipe itself (links are followed). Whether they exist is not
-    asked of a valid recipe: see :meth:`Recipe.missing_paths`. Raises RECIPE_INVALID with every problem, those of
-    missing paths too, each with its place.
+    asked of a valid recipe: see :meth:`Recipe.missing_paths`. With `undecided`, `teacher` need not have picked one of
+    `teachers` yet. Raises RECIPE_INVALID with every problem, those of missing paths too, each with its place.
     """
-    draft = read_recipe(path, registry)
+    draft = read_recipe(path, registry, undecided=undecided)
     if draft.problems or draft.recipe is None:
         raise draft.error
     return draft.recipe
 
 
-def read_recipe(path: Path, registry: Registry) -> Draft:
+def read_recipe(path: Path, registry: Registry, *, undecided: bool = False) -> Draft:
     """As :func:`load_recipe`, but a recipe with faults comes back as far as it is sound: its data can be checked too.
 
     Raises RECIPE_INVALID where the file cannot be read.
@@ -147,7 +158,10 @@ def read_recipe(path: Path, registry: Registry) -> Draft:
     binder = Binder(document, registry)
     content = _validate(document, binder)
     sections = document.value
-    teacher = binder.bind("teacher", ("teacher",)) if isinstance(sections.get("teacher"), dict) else None
+    candidates = binder.bind_teachers()
+    picked = sections.get("teacher")
+    own = next((bound for bound in candidates.values() if bound.field == "teacher"), None)
+    teacher = candidates.get(picked) if isinstance(picked, str) else own
     generator_at: Path_ = ("data", "generator")
     generator = binder.bind("generator", generator_at) if isinstance(document.at(generator_at), dict) else None
     written = sections.get("losses") if isinstance(sections.get("losses"), list) else []
@@ -156,7 +170,7 @@ def read_recipe(path: Path, registry: Registry) -> Draft:
         for index, mapping in enumerate(written or [])
     ]
     good = tuple(loss for loss in losses if loss is not None)
-    crossed = cross_check(document, good)
+    crossed = cross_check(document, good, undecided=undecided)
     problems = [*document.problems, *binder.problems, *crossed]
     if problems:
         problems += missing(file, tuple(binder.resolver.uses))
@@ -177,7 +191,8 @@ def read_recipe(path: Path, registry: Registry) -> Draft:
         evaluation=content.evaluation,
         output=absolute(file.parent, content.output),
         document=document,
-        paths=tuple(binder.resolver.uses),
+        uses=tuple(binder.resolver.uses),
+        candidates=candidates,
     )
     return Draft(file, recipe, tuple(problems))
 
@@ -226,11 +241,7 @@ def _makes_sense(document: Document, content: RecipeFile, teacher: Bound | None,
 
 def _with_a_word(problem: Problem) -> Problem:
     """Say more about fields that somebody may expect with good reason."""
-    hint = problem.hint
     section, _, name = (problem.field or "").partition(".")
-    if problem.message == "there is no such field":
-        if section == "teachers" and not name:
-            hint = "several teachers are not supported yet: write teacher: with one"
-        elif section == "training" and (why := why_refused(name)):
-            return Problem(f"is not taken: {why}", problem.file, problem.line, problem.column, problem.field)
-    return Problem(problem.message, problem.file, problem.line, problem.column, problem.field, hint)
+    if problem.message == "there is no such field" and section == "training" and (why := why_refused(name)):
+        return Problem(f"is not taken: {why}", problem.file, problem.line, problem.column, problem.field)
+    return problem

@@ -18,16 +18,18 @@ STORED = ("top_k", "target")  # what cached signals hold
 WITHOUT_SIGNAL = "none"
 
 
-def cross_check(document: Document, losses: Sequence[BoundLoss]) -> list[Problem]:
+def cross_check(document: Document, losses: Sequence[BoundLoss], *, undecided: bool = False) -> list[Problem]:
     """Problems between parts that may be valid by themselves. `losses` are those that could be bound.
 
-    Looks at what is written, so that faults elsewhere hide nothing; a misspelt field counts as given.
+    Looks at what is written, so that faults elsewhere hide nothing; a misspelt field counts as given. With `undecided`,
+    any of `teachers` will do where a teacher is needed.
     """
     return [
         *_student(document),
         *_data(document),
         *_names(document),
         *_weights(document, losses),
+        *_pick(document, losses, undecided),
         *_teacher(document, losses),
         *_signals(document, losses),
     ]
@@ -89,8 +91,35 @@ def _weights(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Proble
         yield document.problem((*_at(losses[0]), "weight"), message, "give one of them a weight above 0")
 
 
+def _pick(document: Document, losses: Sequence[BoundLoss], undecided: bool) -> Iterator[Problem]:
+    """What is wrong with the choice among `teachers`."""
+    picked, names = document.at(("teacher",)), _names_of_teachers(document)
+    if isinstance(picked, str) and picked not in names:
+        if not names:
+            hint = f"write {{plugin: {picked}}} if that is the plugin's name, or add teachers:"
+            yield document.problem(("teacher",), f"names a teacher {picked!r}, but there are no teachers:", hint)
+            return
+        guess = nearest(picked, names)
+        hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(names)}"
+        yield document.problem(("teacher",), f"{picked!r} is none of teachers", hint)
+    if undecided or not names or given(document, ("teacher",), RecipeFile):
+        return
+    needs = [loss.plugin.name for loss in losses if loss.needs.primitive != WITHOUT_SIGNAL]
+    if document.at(("student", "from")) == "teacher":
+        needs.append("the student")
+    if needs:
+        message = f"none of {', '.join(names)} is picked, and {needs[0]} needs a teacher"
+        hint = f"pick one, e.g. teacher: {names[0]}; `limbeck teachers compare {document.path.name}` tells which"
+        yield document.problem(("teachers",), message, hint, key=True)
+
+
+def _names_of_teachers(document: Document) -> list[str]:
+    several = document.at(("teachers",))
+    return list(several) if isinstance(several, dict) else []
+
+
 def _teacher(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
-    teacher = given(document, ("teacher",), RecipeFile)
+    teacher = given(document, ("teacher",), RecipeFile) or bool(_names_of_teachers(document))  # see _pick
     for loss in losses:
         if loss.needs.primitive != WITHOUT_SIGNAL and not teacher:
             yield document.problem(_at(loss), f"{loss.plugin.name} needs a teacher's signal", "add teacher:")

@@ -108,7 +108,12 @@ class EvaluationSpec(Config):
 class RecipeFile(Config):
     """A Limbeck recipe: what is distilled into what, from which rows, by which losses."""
 
-    teacher: PluginRef | None = Field(None, description="A teacher plugin; not needed by losses without a signal.")
+    teacher: PluginRef | str | None = Field(
+        None, description="A teacher plugin, or a name of `teachers`; not needed by losses without a signal."
+    )
+    teachers: dict[str, PluginRef] | None = Field(
+        None, min_length=1, description="Teacher plugins by name, of which `teacher` picks one."
+    )
     student: StudentSpec
     data: DataSpec
     losses: list[PluginRef] = Field(min_length=1, description="Loss plugins; their weighted sum is trained on.")

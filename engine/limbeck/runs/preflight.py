@@ -55,7 +55,7 @@ class _Check:
         parts: list[tuple[str, Callable[[], None]]] = [
             ("output", self._folder),
             ("", self._plugins),
-            ("teacher", self._teacher),
+            (self.recipe.teacher.field if self.recipe.teacher else "teacher", self._teacher),
             ("student", self._tokenizer),
             ("losses", self._capabilities),
             ("data", self._generator if self.recipe.generator else self._rows),
@@ -94,7 +94,7 @@ class _Check:
         if self.recipe.teacher is None:
             self.found.facts["teacher"] = None
             return
-        if self._misses("teacher"):
+        if self._misses(self.recipe.teacher.field):
             return
         with told_as_fault(self.recipe.teacher):
             self.info = self.recipe.teacher.make().info()

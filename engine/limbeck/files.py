@@ -106,15 +106,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises LOG_DAMAGED for anything before the last line that is not a JSON object, such as a hole of zeros.
     """
+    return enumerate((value for _, value in placed_json_lines(path)), 1)
+
+
+def placed_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte where its line begins, object) of an append-only log of ours; see :func:`read_json_lines`."""
     if not path.exists():
         return
+    place = 0
     for line, raw, complete in _lines(path):
         value = _parse(raw)
         if value is None:
             if not complete:
                 return
             raise _damaged(path, line, raw)
-        yield line, value
+        yield place, value
+        place += len(raw)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:

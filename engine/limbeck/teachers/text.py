@@ -1,4 +1,4 @@
-"""A teacher and its tokenizer as generators see them: text in, text out."""
+"""Teachers as generators see them: text in, text out. One on token ids with its tokenizer, or an API."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.errors import LimbeckError, Problem
-from limbeck.interfaces import Prompt, Sampling, Teacher, Written
+from limbeck.interfaces import (
+    Prompt,
+    Sampling,
+    Teacher,
+    TextCompletion,
+    TextPrompt,
+    TextTeacher,
+    Written,
+)
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
+    from limbeck.teachers.answers import Answers
 
 
 class TeacherText:
@@ -69,3 +78,43 @@ class TeacherText:
         if reason is not None:
             raise LimbeckError(reason, problems=problems)
         return asked
+
+
+class ApiText:
+    """Implements :class:`limbeck.interfaces.TextModel` by a teacher that is asked with text.
+
+    Each answer goes into `answers` before it is handed on, and is taken from there when it is asked for again: a
+    resumed generator asks for prompts that were answered, and no answer is paid for twice. What the service says of an
+    answer stands in its lineage as `answer`.
+    """
+
+    def __init__(self, teacher: TextTeacher, answers: Answers) -> None:
+        self._teacher, self._answers = teacher, answers
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The teacher's name, its model's, and the digest of what it depends on, JSON."""
+        info = self._teacher.info()
+        return {"name": info.name, "model": info.model, "digest": info.digest}
+
+    async def complete(
+        self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
+    ) -> AsyncGenerator[Written, None]:
+        """The answers as they are ready, those that are known first. Raises what the teacher raises, DISK_FULL."""
+        asked = {first_id + place: TextPrompt(first_id + place, prompt) for place, prompt in enumerate(prompts)}
+        known = {item_id: self._answers.get(prompt, sampling) for item_id, prompt in asked.items()}
+        for item_id, answer in known.items():
+            if answer is not None:
+                yield _written(answer, item_id - first_id)
+        fresh = [prompt for item_id, prompt in asked.items() if known[item_id] is None]
+        if not fresh:
+            return
+        async with aclosing(self._teacher.complete(fresh, sampling)) as answers:
+            async for answer in answers:
+                self._answers.add(asked[answer.item_id], sampling, answer)
+                yield _written(answer, answer.item_id - first_id)
+
+
+def _written(answer: TextCompletion, place: int) -> Written:
+    lineage = {"answer": answer.lineage} if answer.lineage else {}
+    return Written(place, answer.text, answer.finish_reason, answer.rejected, lineage=lineage)

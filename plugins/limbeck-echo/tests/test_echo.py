@@ -77,7 +77,7 @@ def test_it_is_found_by_its_entry_point_and_works_where_torch_is_not_installed()
         "PathFinder.find_spec = without_torch\n"
         "from importlib.metadata import entry_points\n"
         "module = next(e for e in entry_points(group='limbeck.plugins') if e.name == 'echo').load()\n"
-        "plugin, = module.limbeck_teachers()\n"
+        "plugin = next(p for p in module.limbeck_teachers() if p.name == 'echo')\n"
         f"teacher = plugin.factory(plugin.config(tokenizer={str(TOKENIZER)!r}))\n"
         "from limbeck.interfaces import *\n"
         "async def go():\n"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from limbeck.data import Tokenizer
 from limbeck.files import digest
-from limbeck.interfaces import CAPABILITIES, Completion, Prompt, Sampling, ScoreItem, TeacherInfo, Want
+from limbeck.interfaces import CAPABILITIES, Completion, Prompt, Said, Sampling, ScoreItem, TeacherInfo, Want
 from limbeck.signals import Samples, Signal, TokenLogprobs, TopK
 from limbeck.teachers.draws import tally, uniforms
 from limbeck.teachers.folder import model_folder
@@ -37,7 +37,7 @@ class EchoTeacher:
             template_digest=tokenizer.template_digest,
             weights_digest=digest(["echo", numbers.VERSION, self.config.seed, vocab_size]),
             max_length=self.config.max_length,
-            capabilities=frozenset(CAPABILITIES) - {"hidden_states", "generate_top_k"},
+            capabilities=frozenset(CAPABILITIES) - {"hidden_states"},
             eos_ids=tokenizer.eos_ids,
             bos_id=tokenizer.bos_id,
         )
@@ -96,10 +96,22 @@ class EchoTeacher:
         for step in range(sampling.max_new_tokens):
             logits = self._logits(np.array(ids), range(len(ids) - 1, len(ids)))[0]
             chosen = _choose(logits, sampling, float(drawn[step]))
-            if chosen in self._info.eos_ids:
-                return Completion(prompt.item_id, np.array(ids[len(prompt.ids) :], np.int32), "stop")
             ids.append(chosen)
-        return Completion(prompt.item_id, np.array(ids[len(prompt.ids) :], np.int32), "length")
+            if chosen in self._info.eos_ids:
+                break
+        written = np.array(ids[len(prompt.ids) :], np.int32)
+        said = self._said(prompt, written, sampling.logprobs) if sampling.logprobs else None
+        if written[-1] in self._info.eos_ids:
+            return Completion(prompt.item_id, written[:-1], "stop", said)
+        return Completion(prompt.item_id, written, "length", said)
+
+    def _said(self, prompt: Prompt, written: npt.NDArray[np.int32], k: int) -> Said:
+        """The rows of the written tokens, as `score` gives them."""
+        ids = np.concatenate([prompt.ids, written]).astype(np.int32)
+        rows = ScoreItem(prompt.item_id, ids, len(prompt.ids) - 1, len(written))
+        signal = self._signal(rows, Want(top_k=k, temperatures=(1.0,), target=True))
+        assert signal.top_k is not None
+        return Said(written, signal.top_k, signal.target)
 
 
 def _top_k(logits: numbers.Logits, logprobs: numbers.Logits, want: Want) -> TopK:

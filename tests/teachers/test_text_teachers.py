@@ -1,0 +1,81 @@
+"""Teachers that are asked with text, as generators see them; the scripted one for tests is such a teacher."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from limbeck.errors import LimbeckError, Reason
+from limbeck.interfaces import Sampling, TextCompletion, TextTeacher, TextToken
+from limbeck.teachers.answers import Answers
+from limbeck.teachers.text import ApiText
+from limbeck.testing.text_teachers import ScriptedTextTeacher, TextTeacherConformance
+
+
+class TestScripted(TextTeacherConformance):
+    @pytest.fixture
+    def teacher(self) -> TextTeacher:
+        return ScriptedTextTeacher("one", "two", TextCompletion(0, "", "stop", "refused"))
+
+
+def complete(teacher, path, prompts, first_id=0, sampling=None, take=None):
+    async def call():
+        found = []
+        with Answers(path) as answers:
+            async with aclosing(ApiText(teacher, answers).complete(prompts, sampling or Sampling(), first_id)) as given:
+                async for written in given:
+                    found.append(written)
+                    if len(found) == take:
+                        break
+        return found
+
+    return asyncio.run(call())
+
+
+def test_answers_carry_what_the_service_said_and_why_one_is_rejected(tmp_path):
+    teacher = ScriptedTextTeacher("fine", TextCompletion(0, "no", "stop", "refused", lineage={"model": "m-2"}))
+    refused, fine = complete(teacher, tmp_path / "a.jsonl", ["x", "y"])
+    assert (refused.place, refused.rejected, refused.lineage) == (1, "refused", {"answer": {"model": "m-2"}})
+    assert (fine.text, fine.rejected, fine.lineage["answer"]["completion_tokens"]) == ("fine", None, 5)
+
+
+def test_no_answer_is_paid_for_twice(tmp_path):
+    teacher, path = ScriptedTextTeacher("a", "b", "c", "d"), tmp_path / "a.jsonl"
+    complete(teacher, path, ["w", "x", "y", "z"], take=2)
+    assert teacher.asked == [3, 2]
+    found = complete(teacher, path, ["w", "x", "y", "z"])
+    assert sorted(teacher.asked) == [0, 1, 2, 3]
+    assert {written.place: written.text for written in found} == {0: "a", 1: "b", 2: "c", 3: "d"}
+
+
+def test_another_prompt_item_or_sampling_is_another_question(tmp_path):
+    teacher, path = ScriptedTextTeacher("a"), tmp_path / "a.jsonl"
+    for changed in ({}, {"prompts": ["y"]}, {"first_id": 1}, {"sampling": Sampling(seed=1)}):
+        complete(teacher, path, **{"prompts": ["x"], **changed})
+    assert len(teacher.asked) == 4
+    complete(teacher, path, ["x"])
+    assert len(teacher.asked) == 4
+
+
+def test_an_error_keeps_what_came_before_it(tmp_path):
+    gone = LimbeckError(Reason.SERVER_UNAVAILABLE)
+    teacher, path = ScriptedTextTeacher(gone, "b", "c"), tmp_path / "a.jsonl"
+    with pytest.raises(LimbeckError):
+        complete(teacher, path, ["x", "y", "z"])
+    assert teacher.asked == [2, 1]
+    assert len(complete(teacher, path, ["x", "y", "z"])) == 3
+    assert teacher.asked == [2, 1, 0]
+
+
+def test_kept_answers_come_back_with_everything(tmp_path):
+    tokens = (TextToken(b"\xc3", -0.5, ((b"\xc3", -0.5), (b" a", -1.5))), TextToken(b"\xa9", 0.0, ()))
+    answer = TextCompletion(0, "é", "length", None, tokens, {"model": "m", "prompt_tokens": 3})
+    teacher, path = ScriptedTextTeacher(answer), tmp_path / "a.jsonl"
+    complete(teacher, path, ["x"], sampling=Sampling(logprobs=2))
+    (line,) = path.read_text().splitlines()
+    with Answers(path) as answers:
+        assert list(answers._known.values()) == [answer]
+    path.write_text(f"{line}\n{line[:40]}")  # a crash cut the second one
+    with Answers(path) as answers:
+        assert answers.repaired
+        assert list(answers._known.values()) == [answer]

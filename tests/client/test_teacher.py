@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import ScoreItem, Teacher, Want
+from limbeck.interfaces import Prompt, Sampling, ScoreItem, Teacher, Want
 from limbeck.teachers import PLUGINS, LimbeckConfig, TransformersConfig
 from limbeck.teachers.remote import LimbeckTeacher
 from limbeck.teachers.transformers import TransformersTeacher
-from limbeck.testing.teachers import TeacherConformance, ask, scores
+from limbeck.testing.teachers import TeacherConformance, ask, completions, scores
+from limbeck_echo.config import EchoConfig
+from limbeck_echo.teacher import EchoTeacher
 
 from .served import Process
 
@@ -80,6 +82,27 @@ def test_it_gives_the_same_bits_as_the_teacher_in_process(server, tiny_teacher):
     head, same = ask(teacher.output_head()), ask(local.output_head())
     np.testing.assert_array_equal(head.weight, same.weight)
     assert (head.scale, head.soft_cap) == (same.scale, same.soft_cap)
+
+
+def test_what_it_says_while_writing_is_what_the_teacher_says_in_process_bit_for_bit(server, data):
+    local = EchoTeacher(EchoConfig(tokenizer=str(data / "tok_a")))
+    teacher = remote(server.address, "echo")
+    prompts = [Prompt(i, item.ids) for i, item in enumerate(items(30))]
+    sampling = Sampling(max_new_tokens=24, temperature=0.8, top_p=0.9, seed=3, logprobs=16)
+    found, expected = ask(completions(teacher, prompts, sampling)), ask(completions(local, prompts, sampling))
+    assert {answer.finish_reason for answer in expected.values()} == {"stop", "length"}
+    for name, answer in found.items():
+        other = expected[name]
+        assert answer.finish_reason == other.finish_reason
+        for one, two in (
+            (answer.ids, other.ids),
+            (answer.said.ids, other.said.ids),
+            (answer.said.top_k.ids, other.said.top_k.ids),
+            (answer.said.top_k.u, other.said.top_k.u),
+            (answer.said.top_k.tails, other.said.top_k.tails),
+            (answer.said.target, other.said.target),
+        ):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_hidden_states_may_be_sent_half_as_large(server, tiny_teacher):

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from limbeck.errors import CATALOGUE, LimbeckError, Reason
+from limbeck.service import quotas as quotas_module
 from limbeck.service.config import Limits
 from limbeck.v1 import teacher_service_pb2 as pb
 
@@ -111,6 +112,7 @@ def test_a_bad_prompt_fails_and_the_call_goes_on(echo):
         pb.Sampling(max_new_tokens=1, temperature=-1),
         pb.Sampling(max_new_tokens=1, temperature=float("nan")),
         pb.Sampling(max_new_tokens=1, top_p=0),
+        pb.Sampling(max_new_tokens=1, logprobs=301),
     ],
 )
 def test_sampling_that_cannot_be_ends_the_call(echo, sampling):
@@ -120,6 +122,67 @@ def test_sampling_that_cannot_be_ends_the_call(echo, sampling):
             await call.write(start(sampling=sampling))
             code, error = await error_from(call)
             assert (code.name, error.reason) == (CATALOGUE[error.reason].status, Reason.REQUEST_INVALID)
+
+    asyncio.run(check())
+
+
+def test_what_is_said_has_the_header_that_the_call_begins_with(echo):
+    async def check():
+        async with serving(echo) as served:
+            for logprobs in (0, 5):
+                call = served.stub.Generate()
+                await call.write(start(sampling=pb.Sampling(max_new_tokens=3, logprobs=logprobs)))
+                started = (await call.read()).started
+                assert started.HasField("header") == bool(logprobs)
+            assert (started.header.k, list(started.header.temperatures), started.header.target) == (5, [1.0], True)
+            assert started.header.vocab_size == 300
+
+    asyncio.run(check())
+
+
+ROW = 5 * 2 + 5 * 2 + 4 + 4  # bytes of what is said of one token with 5 logprobs of 300 ids
+
+
+def test_a_prompt_whose_answer_may_be_too_large_is_refused(echo):
+    async def check():
+        most = 4 * 100 + 101 * ROW
+        for limit, kind in ((most, "completion"), (most - 1, "failed")):
+            async with serving(echo, limits=Limits(answer_bytes=limit)) as served:
+                call = await opened(served.stub, sampling=pb.Sampling(max_new_tokens=100, logprobs=5))
+                await call.write(prompts(1))
+                if kind == "completion":
+                    await soon(lambda host=served.host: host.asked == [1])
+                    served.host.complete(1)
+                answer = await call.read()
+                assert answer.WhichOneof("kind") == kind
+        assert answer.failed.error.reason == "QUOTA_EXCEEDED"
+        assert "logprobs" in answer.failed.error.problems[0].hint
+
+    asyncio.run(check())
+
+
+def test_no_more_is_begun_than_there_is_room_for_and_a_short_text_makes_room(echo, monkeypatch):
+    most = 4 * 1000 + 1001 * ROW
+    monkeypatch.setattr(quotas_module, "OUTPUT_BYTES", 2 * most)
+    monkeypatch.setattr(quotas_module, "STREAM_BYTES", 0)
+
+    async def check():
+        async with serving(echo) as served:
+            call = await opened(served.stub, sampling=pb.Sampling(max_new_tokens=1000, logprobs=5))
+            await call.write(prompts(1, 2, 3, 4, 5))
+            await soon(lambda: served.host.asked == [1, 2])
+            served.host.complete(2)
+            assert (await call.read()).completion.item_id == 2
+            await soon(lambda: served.host.asked == [1, 2, 3])
+            await call.write(pb.GenerateRequest(cancel=pb.Cancel(item_id=4)))
+            await call.write(pb.GenerateRequest(cancel=pb.Cancel(item_id=1)))
+            await soon(lambda: served.host.asked == [1, 2, 3, 5])
+            assert served.host.cancelled == [[1]]
+            await call.done_writing()
+            for item_id in (3, 5):
+                served.host.complete(item_id)
+                assert (await call.read()).completion.item_id == item_id
+            assert await call.read() is grpc.aio.EOF
 
     asyncio.run(check())
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, Want
 from limbeck.signals import Signal
@@ -18,10 +16,10 @@ from limbeck.signals.messages import (
     info_of,
     item_message,
     number_bytes,
-    numbers,
     sampling_message,
     want_message,
 )
+from limbeck.signals.said import CompletionReader, header_of_said, most_bytes
 from limbeck.v1 import teacher_service_pb2 as pb
 
 MESSAGE = 1 << 20  # bytes of items that a message aims at
@@ -154,6 +152,8 @@ class Generating:
     def __init__(self, teacher: str, sampling: Sampling, expectation: Expectation) -> None:
         self.expectation = expectation.message()
         self._teacher, self._sampling = teacher, sampling
+        self._header: SignalHeader | None = None
+        self._seen = pb.Teacher()
 
     def start(self, credit: int) -> pb.GenerateRequest:
         try:
@@ -165,6 +165,11 @@ class Generating:
         return pb.GenerateRequest(start=start)
 
     def started(self, message: pb.GenerateStarted) -> pb.Teacher:
+        if self._sampling.logprobs and not message.HasField("header"):  # it would be left out in silence
+            problem = Problem("the server is of a version that tells no log-probabilities of texts", field="logprobs")
+            raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
+        self._header = header_of(message.header) if self._sampling.logprobs else None
+        self._seen = message.teacher
         return message.teacher
 
     def encode(self, item: Prompt) -> pb.Prompt:
@@ -177,12 +182,10 @@ class Generating:
         return len(item.ids) + self._sampling.max_new_tokens
 
     def could_fit(self, item: Prompt, limits: pb.Limits) -> bool:
-        return self.tokens(item) <= (limits.tokens_in_flight or self.tokens(item))
+        """Whether the prompt is within the limits where nothing else is under way."""
+        bytes_ = most_bytes(self._sampling, header_of_said(info_of(self._seen), self._sampling))
+        tokens = self.tokens(item)
+        return tokens <= (limits.tokens_in_flight or tokens) and bytes_ <= (limits.answer_bytes or bytes_)
 
     def reader(self, item: Prompt) -> Callable[[pb.Completion], Completion | None]:
-        def read(message: pb.Completion) -> Completion:
-            ids = numbers(message.ids, "<i4", "ids").astype(np.int32, copy=False)
-            stopped = message.finish_reason == pb.Completion.FINISH_REASON_STOP
-            return Completion(message.item_id, ids, "stop" if stopped else "length")
-
-        return read
+        return CompletionReader(item, self._header).add

@@ -20,6 +20,7 @@ Item = TypeVar("Item", bound=Named)
 Answer = TypeVar("Answer")
 
 MOST_WAITING = 4096  # answers that wait for the caller before nothing more is sent
+MOST_HELD = 64 << 20  # bytes of them, where there is no credit
 CHUNK = 1 << 20  # bytes of answers handed over at once
 GOODBYE = 2.0  # seconds for the server to end an answered call
 
@@ -63,6 +64,7 @@ class Exchange(Generic[Item, Answer]):
         """
         self._held, self._taken = self._held - self._taken, 0
         self._wake.set()
+        self._room.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         while not self._ready:
@@ -199,7 +201,7 @@ class Exchange(Generic[Item, Answer]):
         return encoded
 
     async def _add(self, batch: _Batch[Item]) -> None:
-        while len(self._ready) >= MOST_WAITING:
+        while len(self._ready) >= MOST_WAITING or self._held > max(self._call.credit, MOST_HELD):
             self._room.clear()
             await self._room.wait()
         await self._link.budget.take(self._share, batch.tokens)
@@ -306,7 +308,7 @@ class Exchange(Generic[Item, Answer]):
         self._call.expectation.vocab_size = teacher.vocab_size
 
     async def _take(self, part: Any) -> None:
-        cost, name = getattr(part, "cost", 0), part.item_id
+        cost, name = getattr(part, "cost", part.ByteSize()), part.item_id
         self._left -= cost
         batch = self._of.get(name)
         if batch is None:
@@ -314,7 +316,7 @@ class Exchange(Generic[Item, Answer]):
                 Reason.SIGNAL_INVALID, problems=[Problem("an answer came for what was not asked", field=f"item {name}")]
             )
         if name in batch.answered:  # asked again only for its company
-            if getattr(part, "last", True):
+            if getattr(part, "last", True) and not getattr(part, "more", False):
                 await self._settle(batch, name)
             return
         if name not in batch.readers:

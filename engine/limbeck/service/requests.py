@@ -13,6 +13,7 @@ from limbeck.service.config import Limits
 from limbeck.signals import SignalHeader
 from limbeck.signals.fragments import LARGEST_ROW, row_costs
 from limbeck.signals.messages import item_of, numbers, sampling_of, want_of
+from limbeck.signals.said import header_of_said, most_bytes, row_bytes
 from limbeck.teachers.requests import check_prompts, check_score
 from limbeck.v1 import teacher_service_pb2 as pb
 
@@ -70,15 +71,27 @@ def checked_sampling(message: pb.Sampling, info: TeacherInfo) -> Sampling:
     sampling = sampling_of(message)
     with _of_a_request():
         check_prompts(info, [], sampling)
+    row = row_bytes(header_of_said(info, sampling))
+    if row > LARGEST_ROW:
+        raise invalid(f"what is said of a token takes {row:,} bytes, {LARGEST_ROW:,} fit a message", "logprobs")
     return sampling
 
 
-def checked_prompt(message: pb.Prompt, sampling: Sampling, info: TeacherInfo) -> int:
-    """Tokens of a prompt and its continuation. Raises REQUEST_INVALID."""
-    ids = numbers(message.ids, "<i4", f"item {message.item_id}: ids")
+def checked_prompt(message: pb.Prompt, sampling: Sampling, info: TeacherInfo, limits: Limits) -> tuple[int, int]:
+    """Tokens of a prompt and its continuation, and bytes of its answer at most.
+
+    Raises REQUEST_INVALID, QUOTA_EXCEEDED.
+    """
+    field = f"item {message.item_id}"
+    ids = numbers(message.ids, "<i4", f"{field}: ids")
     with _of_a_request():
         check_prompts(info, [Prompt(message.item_id, ids)], sampling)
-    return len(ids) + sampling.max_new_tokens
+    cost = most_bytes(sampling, header_of_said(info, sampling))
+    if cost > limits.answer_bytes:
+        text = f"its continuation takes up to {cost:,} bytes, {limits.answer_bytes:,} are allowed"
+        hint = "ask for fewer logprobs, or lower max_new_tokens"
+        raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=[Problem(text, field=field, hint=hint)])
+    return len(ids) + sampling.max_new_tokens, cost
 
 
 def invalid(message: str, field: str | None = None) -> LimbeckError:

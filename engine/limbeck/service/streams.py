@@ -312,7 +312,7 @@ class Stream:
             del self._items[item_id]
             self._use.give_back(item.tokens, item.size)
         await self._send(response)
-        self._share.free(cost)
+        self._share.free(cost + item.left if last else cost)  # a text may be shorter than it might have been
         if last:
             self._desk.metrics.items.labels(self._teacher, self.method, "answered").inc()
             self._desk.metrics.tokens.labels(self._teacher, self.method).inc(item.tokens)

@@ -31,10 +31,9 @@ from limbeck.service.kin import MARK, end_kin
 from limbeck.service.link import Link
 from limbeck.signals.fragments import fragments
 from limbeck.signals.messages import error_message, item_of, numbers, sampling_of, teacher_message, want_of
+from limbeck.signals.said import completion_messages
 from limbeck.v1 import signal_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
-
-_FINISHED = {"stop": pb.Completion.FINISH_REASON_STOP, "length": pb.Completion.FINISH_REASON_LENGTH}
 
 
 @dataclass(eq=False)
@@ -134,15 +133,14 @@ class Worker:
             Prompt(name, numbers(message.ids, "<i4", f"item {message.item_id}: ids"))
             for message, name in zip(request.prompts, names, strict=True)
         ]
-        async with aclosing(self._teacher.generate(prompts, sampling_of(request.sampling))) as answers:
+        sampling = sampling_of(request.sampling)
+        async with aclosing(self._teacher.generate(prompts, sampling)) as answers:
             async for place, answer in _by_place(answers, names, lambda answer: int(answer.item_id)):
-                completion = pb.Completion(
-                    item_id=request.prompts[place].item_id,
-                    ids=answer.ids.astype("<i4").tobytes(),
-                    finish_reason=_FINISHED[answer.finish_reason],
-                )
-                if place in call.left:
-                    await self._answer(call, place, pb.GenerateResponse(completion=completion), True, 0)
+                asked, name = prompts[place], request.prompts[place].item_id
+                for part, cost in completion_messages(asked, answer, sampling, self._info, name):
+                    if place not in call.left:
+                        break
+                    await self._answer(call, place, pb.GenerateResponse(completion=part), not part.more, cost)
         _require_all(call, "continued")
 
     async def _answer_head(self, call: _Call) -> None:

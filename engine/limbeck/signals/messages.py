@@ -84,13 +84,16 @@ def sampling_message(sampling: Sampling) -> pb.Sampling:
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         seed=sampling.seed,
+        logprobs=sampling.logprobs,
     )
 
 
 def sampling_of(message: pb.Sampling) -> Sampling:
     """The inverse of :func:`sampling_message`."""
     top_p = message.top_p if message.HasField("top_p") else 1.0
-    return Sampling(message.max_new_tokens, message.temperature, top_p, message.top_k, message.seed)
+    return Sampling(
+        message.max_new_tokens, message.temperature, top_p, message.top_k, message.seed, logprobs=message.logprobs
+    )
 
 
 def header_message(header: SignalHeader) -> signal_pb2.SignalHeader:

@@ -82,6 +82,7 @@ class TeacherConformance:
         assert info == teacher.info()
         assert info.capabilities <= set(CAPABILITIES)
         assert info.capabilities
+        assert "generate" in info.capabilities or "generate_top_k" not in info.capabilities
         assert info.vocab_size > max(info.eos_ids)
         assert info.max_length > 0
         assert all(len(value) == 64 for value in (info.tokenizer_digest, info.weights_digest))
@@ -237,6 +238,45 @@ class TeacherConformance:
             if answer.finish_reason == "stop":
                 assert best[len(answer.ids), 0] in teacher.info().eos_ids
 
+    def test_what_is_said_while_writing_is_what_the_scores_say(self, teacher: Teacher, prompts: list[Prompt]) -> None:
+        self._need(teacher, "generate_top_k", "top_k")
+        # as they are taken for drawing, other numbers would come of each of these
+        sampling = Sampling(max_new_tokens=8, temperature=0.7, top_p=0.9, top_k=20, seed=5, logprobs=4)
+        found = ask(completions(teacher, prompts, sampling))
+        for prompt in prompts:
+            answer = found[prompt.item_id]
+            assert answer.said is not None
+            told = answer.said.ids
+            np.testing.assert_array_equal(told[: len(answer.ids)], answer.ids)
+            if len(told) > len(answer.ids):
+                assert answer.finish_reason == "stop"
+                assert len(told) == len(answer.ids) + 1
+                assert int(told[-1]) in teacher.info().eos_ids
+            ids = np.concatenate([prompt.ids, told]).astype(np.int32)
+            if not len(told) or len(ids) > teacher.info().max_length:
+                continue
+            rows = ScoreItem(0, ids, len(prompt.ids) - 1, len(told))
+            score = ask(scores(teacher, [rows], Want(top_k=4, target="target" in teacher.info().capabilities)))[0]
+            said = Signal(rows.first_row, len(told), top_k=answer.said.top_k, target=answer.said.target)
+            assert said.top_k is not None
+            assert said.top_k.temperatures == (1.0,)
+            assert said.top_k.ids.shape == (len(told), 4)
+            self._same(said, score, rows=len(told))
+            if said.target is not None:
+                _, logprobs, _ = said.top_k.at(1.0)
+                hit = said.top_k.ids == told[:, None]
+                drawn = np.broadcast_to(said.target[:, None], hit.shape)[hit]
+                np.testing.assert_allclose(logprobs[hit], drawn, atol=2 * CODE_STEP + self.tolerance)
+
+    def test_nothing_is_said_where_nothing_is_asked(self, teacher: Teacher, prompts: list[Prompt]) -> None:
+        self._need(teacher, "generate")
+        found = ask(completions(teacher, prompts, Sampling(max_new_tokens=2)))
+        assert all(answer.said is None for answer in found.values())
+        if "generate_top_k" not in teacher.info().capabilities:
+            with pytest.raises(LimbeckError) as caught:
+                ask(completions(teacher, prompts, Sampling(max_new_tokens=2, logprobs=1)))
+            assert caught.value.reason is Reason.CAPABILITY_MISSING
+
     def test_a_draw_depends_on_seed_and_item_only(self, teacher: Teacher, prompts: list[Prompt]) -> None:
         self._need(teacher, "generate")
         sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=3)
@@ -296,7 +336,7 @@ class TeacherConformance:
         can = teacher.info().capabilities
         if "top_k" in can:
             return Want(top_k=4, temperatures=(1.0,), target="target" in can)
-        name = sorted(can - {"generate"})[0]
+        name = sorted(can - {"generate", "generate_top_k"})[0]
         return {"target": Want(target=True), "samples": Want(samples=4), "full": Want(full=True)}.get(
             name, Want(layers=(-1,))
         )

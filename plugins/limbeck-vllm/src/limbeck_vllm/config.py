@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
 from limbeck.interfaces import Config, LocalPath, ModelPath
+from limbeck_vllm.settings import check_setting
 
 
 class VllmConfig(Config):
@@ -16,12 +17,25 @@ class VllmConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and activations; `auto` is what the folder was saved in."
     )
-    lora: LocalPath | None = Field(None, description="Folder of a LoRA adapter (PEFT) that is applied to the model.")
+    lora: LocalPath | None = Field(
+        None, description="Folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors) to apply."
+    )
     concurrency: int = Field(
-        64, ge=1, description="Requests that the engine has at once; how many it computes together is `max_num_seqs`."
+        64,
+        ge=1,
+        description="Sequences of a call that the engine has at once; how many of them it computes together is its "
+        "`max_num_seqs`.",
     )
-    engine: dict[str, Any] = Field(
+    engine: dict[Annotated[str, AfterValidator(check_setting)], Any] = Field(
         default_factory=dict,
-        description="More settings by vLLM's own names, e.g. `tensor_parallel_size`, `quantization`, "
-        "`max_model_len`, `gpu_memory_utilization`.",
+        description="Settings by vLLM's own names: `tensor_parallel_size`, `quantization`, `max_model_len`, "
+        "`gpu_memory_utilization`, …",
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _length(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        length = engine.get("max_model_len")
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):
+            raise ValueError(f"max_model_len must be a whole number of at least 2, not {length!r}")
+        return engine

@@ -1,0 +1,82 @@
+"""vLLM's own settings: which there are, and which the teacher decides."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from limbeck.errors import nearest
+
+_CODE = "would run code that a recipe names"
+_FOLDER = "the model is a local folder"
+REFUSED = {
+    "model": "write it above, as the teacher's `model`",
+    "dtype": "write it above, as the teacher's `dtype`",
+    "enable_lora": "write `lora: PATH` above: it turns this on",
+    "default_mm_loras": "write `lora: PATH` above",
+    "tokenizer": "token ids are sent, no text",
+    "tokenizer_mode": "token ids are sent, no text",
+    "model_weights": "the weights are those of `model`, whose digest is told",
+    "hf_config_path": "the config is that of `model`",
+    "runner": "a teacher generates",
+    "convert": "a teacher generates",
+    "logprobs_mode": "signals are log-probabilities before any sampling",
+    "max_logprobs": "the recipe's largest top_k decides",
+    "generation_config": "every sampling field is sent with each request",
+    "override_generation_config": "every sampling field is sent with each request",
+    "kv_sharing_fast_prefill": "vLLM computes wrong log-probabilities of prompts with it",
+    "trust_remote_code": "only the operator can, by LIMBECK_TRUST_REMOTE_CODE=1",
+    "revision": _FOLDER,
+    "code_revision": _FOLDER,
+    "tokenizer_revision": _FOLDER,
+    "hf_token": "keys come from the environment: HF_TOKEN",
+    "worker_cls": _CODE,
+    "worker_extension_cls": _CODE,
+    "scheduler_cls": _CODE,
+    "logits_processors": _CODE,
+    "model_class_overrides": _CODE,
+    "io_processor_plugin": _CODE,
+    "reasoning_parser_plugin": _CODE,
+    "kv_transfer_config": _CODE,
+    "ec_transfer_config": _CODE,
+}
+
+
+@cache
+def known_settings() -> frozenset[str]:
+    """Names of vLLM's engine arguments; none where vLLM is not there, or tells them in another way.
+
+    Read from its source: importing it takes many seconds and torch, and a recipe must be loaded without.
+    """
+    if (found := sys.modules.get("vllm.engine.arg_utils")) is not None:
+        return frozenset(getattr(found.AsyncEngineArgs, "__dataclass_fields__", ()))
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    source = Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py"
+    try:
+        classes = [node for node in ast.parse(source.read_bytes()).body if isinstance(node, ast.ClassDef)]
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    return frozenset(
+        line.target.id
+        for found in classes
+        if found.name in ("EngineArgs", "AsyncEngineArgs")
+        for line in found.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and not line.target.id.startswith("_")
+    )
+
+
+def check_setting(name: str) -> str:
+    """`name` as it is. Raises ValueError for one that vLLM does not have, or that is not the recipe's to decide."""
+    if name in REFUSED:
+        raise ValueError(f"{name} cannot be set here: {REFUSED[name]}")
+    known = known_settings()
+    if known and name not in known:
+        meant = nearest(name.strip("-").replace("-", "_"), sorted(known))
+        hint = f"; did you mean {meant}?" if meant and meant not in REFUSED else ""
+        raise ValueError(f"vLLM's engine has no setting {name}{hint}")
+    return name

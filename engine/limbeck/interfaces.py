@@ -71,7 +71,12 @@ class PathMark:
 
 @dataclass(frozen=True, slots=True)
 class ModelMark:
-    """Marks a config field as a model: a local folder (relative to the recipe) where one exists, else a hub id."""
+    """Marks a config field as a model: a local folder (relative to the recipe) where one exists, else a hub id.
+
+    Without `weights` only its tokenizer and config are read: weights that lie there are not the model's.
+    """
+
+    weights: bool = True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return _resolve_with("model", source, handler)
@@ -84,6 +89,7 @@ class KnobMark:
 
 LocalPath = Annotated[str, PathMark()]
 ModelPath = Annotated[str, ModelMark()]
+TokenizerPath = Annotated[str, ModelMark(weights=False)]
 # A range (Field(gt=0)) given beside Scheduled holds for the number and for every value a scheduler gives.
 Scheduled = Annotated[float | PluginRef, KnobMark()]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from limbeck.files import sha256_file
-from limbeck.interfaces import ModelMark, PathMark
+from limbeck.interfaces import ModelMark, PathMark, TextTeacher, TextTeacherInfo
 from limbeck.teachers.folder import model_folder, weights_digest
 
 if TYPE_CHECKING:
@@ -27,22 +27,32 @@ class Contents:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._models: dict[Path, dict[str, Any]] = {}
+        self._models: dict[tuple[Path, bool], dict[str, Any]] = {}
 
     @cached_property
     def teacher_folder(self) -> Path | None:
         """The folder with the teacher's weights; None without a teacher, or where it is no model of this machine."""
-        return next((folder for folder in self._teacher_folders if any(folder.glob("*.safetensors"))), None)
+        found = (folder for mark, folder in self._teacher_folders if mark.weights)
+        return next((folder for folder in found if any(folder.glob("*.safetensors"))), None)
 
     @cached_property
-    def _teacher_folders(self) -> list[Path]:
+    def _teacher_folders(self) -> list[tuple[ModelMark, Path]]:
         """Folders that the teacher's config names as models: its weights, its tokenizer."""
         teacher = self.recipe.teacher
         if teacher is None:
             return []
         config = teacher.config
-        names = [name for name, mark in _marks(type(config)).items() if isinstance(mark, ModelMark)]
-        return [model_folder(str(value)) for name in names if (value := getattr(config, name)) is not None]
+        named = [(mark, getattr(config, name)) for name, mark in _marks(type(config)).items()]
+        return [
+            (mark, model_folder(str(value), weights=mark.weights))
+            for mark, value in named
+            if isinstance(mark, ModelMark) and value is not None
+        ]
+
+    @cached_property
+    def teacher_tokenizer_folder(self) -> Path | None:
+        """The first folder of the teacher's config that holds a tokenizer."""
+        return next((folder for _, folder in self._teacher_folders if any(folder.glob("tokenizer*"))), None)
 
     @cached_property
     def student_folder(self) -> Path | None:
@@ -59,14 +69,27 @@ class Contents:
             return model_folder(self.recipe.student.tokenizer)
         if self.student_folder is not None:
             return self.student_folder
-        return next((folder for folder in self._teacher_folders if any(folder.glob("tokenizer*"))), None)
+        return self.teacher_tokenizer_folder
+
+    @cached_property
+    def text_teacher(self) -> TextTeacherInfo | None:
+        """What a teacher that is asked with text says of itself; None for one on token ids, and without any."""
+        if self.recipe.teacher is None or self.teacher_folder is not None:
+            return None
+        made = self.recipe.teacher.make()
+        return made.info() if isinstance(made, TextTeacher) else None
 
     @cached_property
     def teacher(self) -> dict[str, Any] | None:
-        """The teacher's identity: its plugin, its config with contents in the place of paths."""
+        """The teacher's identity: its plugin, its config with contents in the place of paths.
+
+        One that is asked with text says itself what its answers depend on: another price or budget makes nothing anew.
+        """
         teacher = self.recipe.teacher
         if teacher is None:
             return None
+        if (text := self.text_teacher) is not None:
+            return {"plugin": teacher.name, "model": text.model, "info": text.digest}
         identity = self.plugin(teacher)
         if self.teacher_folder is None:
             info = teacher.make().info()
@@ -111,17 +134,18 @@ class Contents:
         """Digests of the files of `data.path`, in order."""
         return [sha256_file(path) for path in row_files(self.recipe)]
 
-    def model(self, folder: Path) -> dict[str, Any]:
-        """Digests of a model folder: weights, config, tokenizer."""
-        if folder not in self._models:
+    def model(self, folder: Path, *, weights: bool = True) -> dict[str, Any]:
+        """Digests of a model folder: weights (None without `weights`), config, tokenizer."""
+        if (folder, weights) not in self._models:
             tokenizer = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
             skip = (*CONFIG_FILES, "model.safetensors.index.json")
-            self._models[folder] = {
-                "weights": weights_digest(folder) if any(folder.glob("*.safetensors")) else None,
+            there = weights and any(folder.glob("*.safetensors"))
+            self._models[folder, weights] = {
+                "weights": weights_digest(folder) if there else None,
                 "config": {name: sha256_file(folder / name) for name in CONFIG_FILES if (folder / name).is_file()},
                 "tokenizer": {file.name: sha256_file(file) for file in tokenizer if file.name not in skip},
             }
-        return self._models[folder]
+        return self._models[folder, weights]
 
     def plugin(self, bound: Bound) -> dict[str, Any]:
         """A plugin's name and config, with digests of contents in the place of paths."""
@@ -138,7 +162,7 @@ class Contents:
 
     def _content(self, path: str, mark: PathMark | ModelMark) -> Any:
         if isinstance(mark, ModelMark):
-            return self.model(model_folder(path))
+            return self.model(model_folder(path, weights=mark.weights), weights=mark.weights)
         place = Path(path)
         if place.is_dir():
             return {

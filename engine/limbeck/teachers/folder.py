@@ -16,7 +16,8 @@ from platformdirs import user_cache_path
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import digest, sha256_file, write_json
 
-HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"]
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
 def trust_remote_code() -> bool:
@@ -24,19 +25,23 @@ def trust_remote_code() -> bool:
     return os.environ.get("LIMBECK_TRUST_REMOTE_CODE") == "1"
 
 
-def model_folder(model: str) -> Path:
-    """The local folder of `model`, fetched from the hub where it is not a folder. Raises MODEL_INVALID."""
+def model_folder(model: str, *, weights: bool = True) -> Path:
+    """The local folder of `model`, fetched from the hub where it is not a folder. Raises MODEL_INVALID.
+
+    Without `weights` these are not fetched.
+    """
     if Path(model).is_dir():
         return Path(model)
+    give = "give the path of a folder with " + ("config.json and *.safetensors" if weights else "a tokenizer")
     if Path(model).is_absolute() or Path(model).exists() or model.count("/") > 1:
-        raise _invalid(model, "no such folder", "give the path of a folder with config.json and *.safetensors")
+        raise _invalid(model, "no such folder", give)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES if weights else TOKENIZER_FILES))
     except Exception as error:  # the hub's client raises its own, requests' and plain OSErrors
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "give the path of a folder with config.json and *.safetensors, or check the hub id and the network"
+        hint = f"{give}, or check the hub id and the network"
         raise _invalid(model, f"no such folder, and not on the hub: {first_line}", hint) from error
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "Look at a recipe and all that it names; spends nothing, prints it resolved.",
     "preview": "Show rows as the trainer sees them, the trained tokens marked.",
     "audit": "Measure what a signal costs and loses, on rows of one's own.",
+    "teachers": "Compare the teachers of a recipe, and its student, on held-out rows.",
     "serve": "Serve teachers and stored signals to trainers anywhere.",
     "plugins": "List the plugins that are installed, and those that failed.",
     "schema": "Print the JSON Schema of a recipe, for editors.",

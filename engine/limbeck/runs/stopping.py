@@ -16,11 +16,12 @@ EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM}
 class StopSignal:
     """While entered, remembers the first signal instead of dying of it; a call gives its name, or None.
 
-    The first SIGINT is told of on stderr, since the next place to stop may be far. The second raises KeyboardInterrupt,
-    a third ends the process whatever it does.
+    The first SIGINT is told of on stderr by `notice`, since the next place to stop may be far. The second raises
+    KeyboardInterrupt, a third ends the process whatever it does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: bytes = NOTICE) -> None:
+        self._notice = notice
         self._name: str | None = None
         self._interrupts = 0
         self._former: dict[int, object] = {}
@@ -34,7 +35,7 @@ class StopSignal:
             self._interrupts += 1
             if self._interrupts == 1:
                 with suppress(OSError):  # past the streams: the signal may have come while one was written to
-                    os.write(2, NOTICE)
+                    os.write(2, self._notice)
             if self._interrupts == 2:
                 raise KeyboardInterrupt
             if self._interrupts > 2:

@@ -1,0 +1,177 @@
+"""`limbeck teachers compare`: the candidates of a recipe on its own held-out rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from limbeck.cli import output
+
+if TYPE_CHECKING:
+    from limbeck.runs.ranking import Comparison, Line, Measured
+
+NOTICE = b"\nstopping; Ctrl-C again stops at once\n"
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
+
+
+@click.group("teachers")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Choose among the teachers of a recipe."""
+    ctx.obj = as_json
+
+
+@command.command("compare")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Held-out rows to compare on.")
+@json_option
+@click.pass_context
+def compare(ctx: click.Context, recipe: Path, rows: int, as_json: bool) -> None:
+    """Compare the teachers of RECIPE, and its student, on its own held-out rows.
+
+    Each is asked for greedy answers, and how likely it holds the reference answers, one in memory at a time. Teachers
+    are ranked, with 95 % intervals by a bootstrap over the rows; a warning tells of those that do not beat the student.
+    Writes nothing. Teachers of a service are paid for.
+    """
+    from limbeck.cli.running import prepare_libraries
+    from limbeck.plugins import load_plugins
+    from limbeck.recipe import load_recipe
+    from limbeck.runs.compare import compare as contest
+    from limbeck.runs.ranking import judge
+    from limbeck.runs.stage import Interrupted
+    from limbeck.runs.stopping import EXIT_CODES, StopSignal
+
+    prepare_libraries()
+    loaded = load_recipe(recipe, load_plugins(), undecided=True)
+    try:
+        with StopSignal(NOTICE) as signals, _progress() as told:
+            found = judge(contest(loaded, rows, stop=signals, told=told))
+    except Interrupted as interrupted:
+        click.echo(f"stopped by {interrupted.signal}; nothing was written", err=True)
+        sys.exit(EXIT_CODES[interrupted.signal])
+    if as_json or ctx.obj:
+        output.emit_json(asdict(found))
+    else:
+        _print(found)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, str, int, int], None]]:
+    """A bar on a terminal, one line a contestant and part elsewhere; both on stderr."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = output.console(stderr=True)
+    if not console.is_terminal:
+        seen: set[tuple[str, str]] = set()
+
+        def tell(name: str, what: str, done: int, total: int) -> None:
+            if (name, what) not in seen:
+                seen.add((name, what))
+                click.echo(f"{name}: {what}{f', {total:,}' if total else ''}", err=True)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        at: list[tuple[str, str]] = []
+
+        def show(name: str, what: str, done: int, total: int) -> None:
+            if at != [(name, what)]:
+                at[:] = [(name, what)]
+                bar.reset(task, description=f"{name}: {what}", total=total or None)
+            bar.update(task, completed=done)
+
+        yield show
+
+
+def _print(found: Comparison) -> None:
+    console = output.console()
+    references = f"{found.references} with a reference answer" if found.references else "none with a reference answer"
+    click.echo(f"{found.rows} of {found.held_out:,} held-out rows, {references}; greedy, at most ", nl=False)
+    click.echo(f"{found.max_new_tokens} new tokens, asked {found.asked_at_once} at a time\n")
+    width = min(100, console.width)
+    good = [line for line in found.lines if line.failed is None]
+    for table in (_quality(good), _expense(good)):
+        console.print(table, width=width, soft_wrap=False)
+    for line in found.lines:
+        if line.failed is not None:
+            click.echo(f"{line.name} could not be compared: {line.failed['message']} [{line.failed['reason']}]")
+            for problem in line.failed["problems"]:
+                click.echo(f"  {problem}")
+    click.echo(f"Ranked by {found.rule}. In brackets: 95 % of a bootstrap over the rows.")
+    if any(line.picked for line in good):
+        click.echo("* the teacher of the recipe")
+    click.echo("")
+    click.echo(found.verdict)
+    for warning in found.warnings:
+        click.echo(f"{click.style('warning', fg='yellow')}: {warning}")
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place == 1 else "right", overflow="fold", no_wrap=place != 1)
+    return table
+
+
+def _quality(lines: list[Line]) -> Any:
+    from limbeck.report.numbers import short
+
+    table = _table("", "", "bits/byte", "", "perplexity", "F1", "", "exact")
+    for line in lines:
+        bound = "" if line.exact else "≥ "
+        bits, f1 = line.bits_per_byte, line.f1
+        exact = None if line.exact_match is None else line.exact_match.value
+        perplexity = short(line.perplexity)
+        table.add_row(
+            *_who(line),
+            *_measured(bits, bound),
+            f"{bound}{perplexity}" if line.perplexity is not None else perplexity,
+            *_measured(f1),
+            short(exact),
+        )
+    return table
+
+
+def _expense(lines: list[Line]) -> Any:
+    from limbeck.report.numbers import MISSING, short
+
+    table = _table(
+        "", "", "read", "written", "cost", "s/answer", "median", "95 %", "tok/s", "cut", "refused", "empty", "failed"
+    )
+    for line in lines:
+        refused = sum(count for why, count in line.rejected.items() if why in ("refused", "content_filter"))
+        empty = sum(count for why, count in line.rejected.items() if why in ("empty", "whitespace"))
+        failed = sum(line.rejected.values()) - refused - empty
+        cost = MISSING if line.cost is None else f"{short(line.cost)} {line.currency}"
+        tokens = (MISSING if count is None else f"{count:,}" for count in (line.tokens_read, line.tokens_written))
+        times = (short(value) for value in (line.seconds_mean, line.seconds_p50, line.seconds_p95))
+        counts = (str(count) for count in (line.truncated, refused, empty, failed))
+        table.add_row(*_who(line), *tokens, cost, *times, short(line.tokens_per_second), *counts)
+    return table
+
+
+def _who(line: Line) -> tuple[str, str]:
+    from rich.markup import escape
+
+    return "" if line.rank is None else str(line.rank), escape(line.name) + (" *" if line.picked else "")
+
+
+def _measured(value: Measured | None, bound: str = "") -> tuple[str, str]:
+    from limbeck.report.numbers import MISSING, short
+    from limbeck.runs.ranking import between
+
+    if value is None:
+        return MISSING, ""
+    return f"{bound}{short(value.value)}", between(value.interval).strip()

@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -420,3 +421,38 @@ def test_a_missing_or_unreadable_header_is_told(copy: Path, text: str | None) ->
 def test_signals_need_no_torch() -> None:
     code = "import sys, limbeck.signals; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_partial_store_takes_the_first_rows_alone_or_none(tmp_path: Path) -> None:
+    """Of the second sequence only the first row was said, of the third nothing."""
+    partial = header(partial=True)
+    sequences = [sequence(index) for index in range(3)]
+    counts = [sequences[0].n, 1, 0]
+    with SignalWriter(tmp_path, partial) as writer:
+        for seq, n in zip(sequences, counts, strict=True):
+            whole = signal(seq)
+            assert whole.top_k is not None
+            assert whole.target is not None
+            writer.add(seq, replace(whole, n=n, top_k=whole.top_k.take(slice(n)), target=whole.target[:n]))
+    store = SignalStore(tmp_path)
+    assert store.header == partial
+    for seq, n in zip(sequences, counts, strict=True):
+        found, whole = store.get(seq), signal(seq)
+        assert found.partial
+        assert (found.first_row, found.n) == (seq.first_row, n)
+        assert found.top_k is not None
+        assert whole.top_k is not None
+        np.testing.assert_array_equal(found.top_k.ids, whole.top_k.ids[:n])
+        np.testing.assert_array_equal(found.top_k.u, whole.top_k.u[:n])
+        assert len(found.target) == n  # type: ignore[arg-type]
+
+
+def test_a_store_that_is_not_partial_takes_no_part(tmp_path: Path) -> None:
+    seq = sequence(0)
+    whole = signal(seq)
+    assert whole.top_k is not None
+    part = replace(whole, n=1, top_k=whole.top_k.take(slice(1)), target=whole.target[:1])  # type: ignore[index]
+    with SignalWriter(tmp_path, header()) as writer, pytest.raises(LimbeckError, match="needs a signal of rows"):
+        writer.add(seq, part)
+    assert "partial" not in header().to_json()
+    assert SignalHeader.from_json(header().to_json()) == header()

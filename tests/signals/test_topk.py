@@ -229,3 +229,26 @@ def test_what_was_not_captured_is_never_guessed(temperature: float, k: int) -> N
         top.at(temperature, k)
     assert caught.value.reason is Reason.CAPABILITY_MISSING
     assert "holds temperature 1, 2 with 4 ids" in str(caught.value)
+
+
+def test_fewer_ids_merge_the_rest_into_the_tail_and_more_say_nothing() -> None:
+    logits = np.random.default_rng(3).normal(size=(50, 40)) * 4
+    top = capture(logits, 8, (1.0,))
+    fewer = top.resized(3)
+    assert fewer.k == 3
+    for found, expected in zip(fewer.at(1.0), top.at(1.0, 3), strict=True):
+        np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=2e-7, atol=1e-6)  # a float32 tail
+    np.testing.assert_array_equal(fewer.u, top.u[:, :3])  # not rounded a second time
+    more = fewer.resized(6)
+    np.testing.assert_array_equal(more.ids[:, :3], fewer.ids)
+    np.testing.assert_array_equal(more.tails, fewer.tails)
+    assert (more.u[:, 3:] == SATURATED).all()
+    assert all(len(set(row)) == 6 for row in more.ids.tolist())
+    np.testing.assert_allclose(more.at(1.0)[1][:, :3], fewer.at(1.0)[1], rtol=0, atol=1e-12)
+
+
+def test_added_ids_are_in_order_with_those_that_were_saturated() -> None:
+    logprobs = np.array([[math.log(0.9), -90.0], [math.log(0.5), math.log(0.3)]])
+    top = TopK.without_tail(np.array([[3, 2], [0, 7]]), logprobs).resized(4)
+    assert top.ids.tolist() == [[3, 0, 1, 2], [0, 7, 1, 2]]
+    assert top.u[0].tolist()[1:] == [SATURATED] * 3

@@ -15,7 +15,8 @@ class TokenSequence:
     `index`: its position in its split, the key of its signal. `ids` int32 [t], the leading <bos> there. `trained`
     bool [t]: the token is a target (never token 0). `offsets` int32 [t, 2]: byte range of each token in the row's
     rendered text, (0, 0) for a token without text. `pair` and `chosen`: preference pair, −1 for none. `source` and
-    `line` (from 1): where the row was read.
+    `line` (from 1): where the row was read. `weights` float32 [t]: what the losses of each token are multiplied by,
+    None for 1; a token of weight 0 is context only, as if it were not trained.
     """
 
     index: int
@@ -26,11 +27,13 @@ class TokenSequence:
     line: int
     pair: int = -1
     chosen: bool = True
+    weights: npt.NDArray[np.float32] | None = None
 
     @property
     def kept(self) -> npt.NDArray[np.int64]:
-        """Rows whose prediction is trained: j for each trained token j + 1. Int64 [n kept], ascending."""
-        return np.flatnonzero(self.trained[1:])
+        """Rows whose prediction is trained: j for each trained token j + 1 of weight above 0. Int64 [n], rising."""
+        kept = self.trained[1:] if self.weights is None else self.trained[1:] & (self.weights[1:] > 0)
+        return np.flatnonzero(kept)
 
     @property
     def first_row(self) -> int:

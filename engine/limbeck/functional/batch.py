@@ -16,12 +16,14 @@ class Answer:
     """The teacher on k ids per kept token.
 
     `ids` int64 [n, k], distinct in a row; an id below 0 is padding. `at`: temperature to (`on_support` [n, k], `tail`
-    [n]), log-probabilities of the ids and of all others together. `counts` [n, k] for draws.
+    [n]), log-probabilities of the ids and of all others together. `counts` [n, k] for draws. `said` bool [n]: the
+    tokens of which the teacher said anything, None for all; no loss on this answer sees the others.
     """
 
     ids: Tensor
     at: Mapping[float, tuple[Tensor, Tensor]]
     counts: Tensor | None = None
+    said: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
@@ -43,7 +45,8 @@ class SignalBatch:
     """The kept tokens of a batch, flat. n tokens, r rows.
 
     `labels` int64 [n]: the actual tokens. `answers` by primitive: `top_k`, `token_ids`, `samples`, `target`. `full`
-    [n, v]: the teacher's log-probabilities at temperature 1. `hidden`: the teacher's layer to [n, d].
+    [n, v]: the teacher's log-probabilities at temperature 1. `hidden`: the teacher's layer to [n, d]. `weights_n` [n]:
+    what each token's losses are multiplied by, None for 1; a token of weight 0 is as if it were not kept.
     `batch_n`, `time_n` [n]: where a token's prediction is read in the student's hidden states [batch, time].
     `row_n` [n], `offsets_n2` [n, 2], `pair_r`, `chosen_r` [r]: see :class:`limbeck.interfaces.SequenceBatch`.
     `places` [r]: (file, line) of each row. `saturated`: entries whose code hit its limit.
@@ -61,6 +64,7 @@ class SignalBatch:
     chosen_r: Tensor | None = None
     places: Sequence[tuple[str, int]] = ()
     saturated: int = 0
+    weights_n: Tensor | None = None
 
     @classmethod
     def of_labels(cls, labels: Tensor, *, ignore: int = -100, **fields: Any) -> SignalBatch:
@@ -78,10 +82,14 @@ class SignalBatch:
         return int(self.labels.shape[0])
 
     @property
-    def counts(self) -> dict[str, int]:
-        """This batch's own tokens, rows and pairs: what a sum is divided by where nothing is accumulated."""
+    def counts(self) -> dict[str, float]:
+        """This batch's own tokens, rows and pairs: what a sum is divided by where nothing is accumulated.
+
+        Tokens count by their weights.
+        """
         pairs = 0 if self.pair_r is None or not self.pair_r.numel() else int(self.pair_r.max()) + 1
-        return {"tokens": self.n, "rows": self.rows, "pairs": pairs}
+        tokens = self.n if self.weights_n is None else float(self.weights_n.double().sum())
+        return {"tokens": tokens, "rows": self.rows, "pairs": pairs}
 
     @property
     def rows(self) -> int:

@@ -31,13 +31,14 @@ def collate(
 
     A signal's rows are matched with its sequence's by position, and only those of kept tokens go in. `temperatures`:
     those at which `top_k` answers are decoded. `top_k`: the largest support any loss uses; what is beyond it goes to
-    the tail. A signal of None is for losses that need none. Raises SIGNAL_INVALID where a signal does not cover its
-    sequence's kept rows, or has not what another of the batch has.
+    the tail. A signal of None is for losses that need none. Tokens of which a `partial` signal says nothing are kept,
+    and marked in the answers' `said`. Raises SIGNAL_INVALID where another signal does not cover its sequence's kept
+    rows, or has not what another of the batch has.
     """
     if len(signals) != len(sequences):
         raise LimbeckError(Reason.SIGNAL_INVALID, f"{len(signals)} signals came for {len(sequences)} sequences.")
     kept = [sequence.kept for sequence in sequences]
-    covered = _covered(sequences, signals, kept)
+    covered, said = _covered(sequences, signals, kept)
     inputs = _inputs(sequences, pad_id)
     batch_n = np.repeat(np.arange(len(sequences)), [len(rows) for rows in kept])
     time_n = _joined(kept, np.int64)
@@ -45,12 +46,15 @@ def collate(
     saturated = 0
     tops = _all(sequences, signals, "top_k")
     if tops:
-        answers["top_k"], saturated = _top_k(tops, covered, temperatures, top_k)
+        found, saturated = _top_k(tops, covered, temperatures, top_k)
+        answers["top_k"] = _spread(found, said)
     labels = torch.from_numpy(_joined([s.ids[rows + 1] for s, rows in zip(sequences, kept, strict=True)], np.int64))
     targets = _all(sequences, signals, "target")
     if targets:
         logprob = _float([target[rows] for target, rows in zip(targets, covered, strict=True)])
-        answers["target"] = Answer(labels[:, None], {1.0: (logprob[:, None], _rest(logprob[:, None]))})
+        spoken = labels if said is None else labels[said]
+        found = Answer(spoken[:, None], {1.0: (logprob[:, None], _rest(logprob[:, None]))})
+        answers["target"] = _spread(found, said)
     asked = _all(sequences, signals, "token_ids")
     if asked:
         answers["token_ids"] = _asked(asked, covered)
@@ -75,7 +79,32 @@ def collate(
         chosen_r=torch.tensor([sequence.chosen for sequence in sequences], dtype=torch.bool),
         places=tuple((sequence.source, sequence.line) for sequence in sequences),
         saturated=saturated,
+        weights_n=_weights(sequences, kept),
     )
+
+
+def _weights(sequences: Sequence[TokenSequence], kept: Sequence[Rows]) -> Tensor | None:
+    """Weight of each kept token, float32 [n]; None where each is 1."""
+    parts = [
+        np.ones(len(rows), np.float32) if s.weights is None else s.weights[rows + 1]
+        for s, rows in zip(sequences, kept, strict=True)
+    ]
+    weights_n = _float(parts)
+    return None if bool((weights_n == 1).all()) else weights_n
+
+
+def _spread(answer: Answer, said: Tensor | None) -> Answer:
+    """An answer on the tokens that `said` [n] marks as one on all n: the others have no id, all mass is tail."""
+    if said is None:
+        return answer
+
+    def over(values: Tensor, fill: float) -> Tensor:
+        whole = values.new_full((len(said), *values.shape[1:]), fill)
+        whole[said] = values
+        return whole
+
+    at = {t: (over(on_support, -torch.inf), over(tail, 0.0)) for t, (on_support, tail) in answer.at.items()}
+    return Answer(over(answer.ids, -1), at, said=said)
 
 
 def _top_k(
@@ -119,16 +148,24 @@ def _pairs(sequences: Sequence[TokenSequence]) -> Rows:
     return np.array([-1 if s.pair < 0 else numbers.setdefault(s.pair, len(numbers)) for s in sequences], dtype=np.int64)
 
 
-def _covered(sequences: Sequence[TokenSequence], signals: Sequence[Signal | None], kept: Sequence[Rows]) -> list[Rows]:
-    """Where in its signal each sequence's kept rows are."""
-    problems, covered = [], []
+def _covered(
+    sequences: Sequence[TokenSequence], signals: Sequence[Signal | None], kept: Sequence[Rows]
+) -> tuple[list[Rows], Tensor | None]:
+    """Where in its signal each sequence's kept rows are, and which of all kept rows are there, None for all."""
+    problems, covered, marks = [], [], []
     for sequence, signal, rows in zip(sequences, signals, kept, strict=True):
         if signal is None:
             covered.append(rows)
+            marks.append(np.ones(len(rows), np.bool_))
             continue
         places = rows - signal.first_row
+        marks.append(places < signal.n if signal.partial else np.ones(len(rows), np.bool_))
+        places = places[marks[-1]]
         covered.append(places)
-        if len(rows) and (places[0] < 0 or places[-1] >= signal.n):
+        if signal.partial and {name for name, _ in _lengths(signal)} - {"top_k", "target"}:
+            text = "only top_k and target can be there for some rows alone"
+            problems.append(Problem(text, file=sequence.source, line=sequence.line))
+        if len(places) and (places[0] < 0 or places[-1] >= signal.n):
             last = signal.first_row + signal.n - 1
             text = f"the signal covers rows {signal.first_row} to {last}; kept are {rows[0]} to {rows[-1]}"
             problems.append(Problem(text, file=sequence.source, line=sequence.line))
@@ -138,7 +175,8 @@ def _covered(sequences: Sequence[TokenSequence], signals: Sequence[Signal | None
                 problems.append(Problem(text, file=sequence.source, line=sequence.line))
     if problems:
         raise LimbeckError(Reason.SIGNAL_INVALID, problems=problems)
-    return covered
+    said = torch.from_numpy(_joined(marks, np.bool_))
+    return covered, None if bool(said.all()) else said
 
 
 def _lengths(signal: Signal) -> list[tuple[str, int]]:

@@ -22,7 +22,7 @@ from limbeck.functional.output import LossOutput
 from limbeck.functional.projection import CHUNK_BYTES, Projection, compute_dtype
 from limbeck.functional.sequences import sequence_gradients
 from limbeck.functional.softmax import Reduced, Whole
-from limbeck.functional.terms import Source, Term, Values, source, with_tail
+from limbeck.functional.terms import Source, Term, Values, source, taken, with_tail
 from limbeck.interfaces import Support
 
 _COMPARING = ("top_k", "full", "hidden_states")  # primitives of losses that compare distributions
@@ -47,18 +47,23 @@ def head_loss(
     accumulation and processes; this batch's own where left out. `features`: the student's layer to [n, d'], for
     feature losses. `teacher_head`: for a teacher that gives its last hidden states.
 
+    A token's losses are multiplied by its weight (`batch.weights_n`). Tokens of weight 0, and for a term on a signal
+    those that the teacher said nothing of, add exactly 0 to values and gradients, and the loss never sees them; the
+    denominators stay as they are.
+
     Without gradients (`torch.no_grad`) none are computed. With nothing kept the loss is a differentiable 0. Raises
     CAPABILITY_MISSING where the batch lacks a signal that a term needs.
     """
     counts = batch.counts if denominators is None else denominators
     factors = {term.name: _factor(term, values[term.name], counts) for term in terms}
     result = _head_terms(hidden, head, batch, terms, values, factors, teacher_head, chunk_bytes)
+    rows = _weighing(batch, slice(None))
     for term in (term for term in terms if term.kind == "feature"):
-        value_n = feature_values(term, values[term.name], features or {}, batch)
-        total = value_n.sum()
+        value_n = feature_values(term, values[term.name], features or {}, batch, rows)
+        total = _weighted(value_n, batch, slice(None), rows).sum()
         result.loss = result.loss + factors[term.name] * total
         result.sums[term.name] = total.detach() * _squared(term, values[term.name])
-        result.not_finite[term.name] = ~value_n.detach().isfinite()
+        result.not_finite[term.name] = _marked(value_n, batch.labels, rows)
     return LossOutput(result.loss, result.sums, result.diagnostics, result.not_finite)
 
 
@@ -68,7 +73,33 @@ def _squared(term: Term, values: Values) -> float:
 
 def _factor(term: Term, values: Values, counts: Mapping[str, float]) -> float:
     """What a term's plain sum is multiplied by. Nothing kept anywhere has the sum 0, whatever the divisor."""
-    return values.weight * _squared(term, values) / max(float(counts[term.needs.normaliser]), 1.0)
+    return values.weight * _squared(term, values) / (float(counts[term.needs.normaliser]) or 1.0)
+
+
+def _weighing(batch: SignalBatch, rows: slice, said: Tensor | None = None) -> Tensor | None:
+    """Places in a chunk of the tokens that a term looks at: those `said` [c] marks, of weight above 0; None for all."""
+    if batch.weights_n is not None:
+        weighs = batch.weights_n[rows] > 0
+        said = weighs if said is None else said & weighs
+    return None if said is None or bool(said.all()) else said.nonzero()[:, 0]
+
+
+def _weighted(value_m: Tensor, batch: SignalBatch, rows: slice, places: Tensor | None) -> Tensor:
+    """The values [m] of the tokens at `places` of a chunk, times their weights."""
+    if batch.weights_n is None:
+        return value_m
+    weights = batch.weights_n[rows]
+    return value_m * (weights if places is None else weights[places]).to(value_m.dtype)
+
+
+def _marked(value_m: Tensor, labels: Tensor, places: Tensor | None) -> Tensor:
+    """Which of the tokens of a chunk have a value that is not finite [c]."""
+    bad = ~value_m.detach().isfinite()
+    if places is None:
+        return bad
+    marks = torch.zeros_like(labels, dtype=torch.bool)
+    marks[places] = bad
+    return marks
 
 
 @dataclass
@@ -193,7 +224,7 @@ class _Work:
             with torch.set_grad_enabled(self.track):
                 softmax = Whole(z) if group.whole else Reduced(z, self._all_ids(group, rows))
                 total = self._total(softmax, group, rows)
-            if not self.track:
+            if not self.track or not total.requires_grad:  # no token of the chunk is one that a term looks at
                 continue
             leaf_grad, *own = torch.autograd.grad(total, [softmax.leaf, *self.parameters], allow_unused=True)
             for accumulated, grad in zip(self.parameter_grads, own, strict=True):
@@ -213,39 +244,50 @@ class _Work:
         """The chunk's part of the loss, differentiable in the softmax's leaf."""
         total = softmax.leaf.new_zeros(())
         for term, side in group.terms:
+            places = _weighing(self.batch, rows, side.said(rows))
+            if places is not None and not len(places):
+                continue
             teacher = side.teacher(rows, group.temperature, softmax.leaf.dtype)
             if side.answer is not None:
                 student = softmax.support(*side.ids(rows))
             else:
                 assert isinstance(softmax, Whole)
                 student = softmax.shared(side.vocab_size)
+            if places is not None:
+                student, teacher = taken(student, places), taken(teacher, places)
             if term is self.diagnosed:
-                self._diagnose(term, softmax, side, rows, student, teacher)
+                self._diagnose(term, softmax, side, rows, places, student, teacher)
             sides = with_tail(student, term.tail), with_tail(teacher, term.tail)
-            value_n = term.ask(len(teacher.tail), *sides, self.values[term.name].knobs)
-            part = value_n.sum()
+            value_m = term.ask(len(teacher.tail), *sides, self.values[term.name].knobs)
+            part = _weighted(value_m, self.batch, rows, places).sum()
             total = total + self.factors[term.name] * part
-            self._record(term, value_n.detach(), part.detach(), rows)
+            self.result.sums[term.name] += _squared(term, self.values[term.name]) * part.detach()
+            self.result.loss += self.factors[term.name] * part.detach()
+            self.result.not_finite[term.name][rows] = _marked(value_m, self.batch.labels[rows], places)
         if group.label_gradient is not None:
             labels = self.batch.labels[rows, None]
             logprobs = softmax.support(labels, torch.ones_like(labels, dtype=torch.bool)).on_support[:, 0]
             total = total + (group.label_gradient[rows] * logprobs).sum()
         return total
 
-    def _record(self, term: Term, value_n: Tensor, total: Tensor, rows: slice) -> None:
-        self.result.sums[term.name] += _squared(term, self.values[term.name]) * total
-        self.result.loss += self.factors[term.name] * total
-        self.result.not_finite[term.name][rows] = ~value_n.isfinite()
-
     def _diagnose(
-        self, term: Term, softmax: Reduced | Whole, side: Source, rows: slice, student: Support, teacher: Support
+        self,
+        term: Term,
+        softmax: Reduced | Whole,
+        side: Source,
+        rows: slice,
+        places: Tensor | None,
+        student: Support,
+        teacher: Support,
     ) -> None:
         with torch.no_grad():
             top = side.top(rows, self.values[term.name].temperature, teacher.on_support.dtype)
+            agrees = (top >= 0) & softmax.is_top(top.clamp(min=0))
             figures = {
                 "teacher_mass": teacher.on_support.exp().sum(),
                 "student_mass": student.on_support.detach().exp().sum(),
-                "top1_agreement": ((top >= 0) & softmax.is_top(top.clamp(min=0))).sum(),
+                "top1_agreement": (agrees if places is None else agrees[places]).sum(),
+                "compared": student.tail.new_full((), len(student.tail)),
             }
         for name, figure in figures.items():
             self.result.diagnostics[name] = self.result.diagnostics.get(name, 0.0) + figure

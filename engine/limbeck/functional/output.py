@@ -19,8 +19,9 @@ class LossOutput:
     """The loss of one micro-batch and its figures; all but `loss` are detached sums, ready to be added up.
 
     `loss` = Σ over the terms of weight · T² · sum / denominator. `sums`: term to its sum, T² in it, weight not.
-    `diagnostics`: `tokens`, `saturated` and, where a term compares distributions, the sums over tokens of
-    `teacher_mass` and `student_mass` on the first such term's support at its temperature, and of `top1_agreement`.
+    `diagnostics`: `tokens`, `saturated` and, where a term compares distributions, `compared`, the tokens that the
+    first such term looks at, with the sums over these of `teacher_mass` and `student_mass` on its support at its
+    temperature, and of `top1_agreement`; none of them is weighted.
     `not_finite`: term to [n], the tokens whose loss is not finite.
     """
 

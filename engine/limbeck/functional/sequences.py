@@ -48,7 +48,7 @@ def sequence_gradients(
         counted = "pairs" if term.needs.normaliser == "pairs" else "rows"
         with torch.set_grad_enabled(want):
             leaf = logprob_n.detach().requires_grad_(want)
-            value = term.ask(batch.counts[counted], _rows(term, leaf, batch), values[term.name].knobs)
+            value = term.ask(int(batch.counts[counted]), _rows(term, leaf, batch), values[term.name].knobs)
             total = value.sum()
             weighted = factors[term.name] * total
         if want and weighted.requires_grad:
@@ -80,10 +80,16 @@ def _rows(term: Term, student: Tensor, batch: SignalBatch) -> SequenceBatch:
             "a sequence loss needs to know the rows of its tokens: row_n, offsets_n2, pair_r and chosen_r of the batch"
         )
         raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
+    if batch.weights_n is not None:
+        text = "a loss of whole rows knows no weights of single tokens; the batch has such"
+        raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
     logprobs = {"student": student}
     if term.needs.primitive == "target":
         if "target" not in batch.answers:
             raise no_signal(term, batch)
+        if batch.answers["target"].said is not None:
+            text = f"{term.name} needs what the teacher says of every token; of some it said nothing"
+            raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
         logprobs["teacher"] = batch.answers["target"].at[1.0][0][:, 0].to(student.dtype)
     if term.needs.pairs:
         _check_pairs(term, batch.pair_r, batch.chosen_r, batch)

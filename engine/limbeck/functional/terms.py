@@ -105,6 +105,10 @@ class Source:
         valid = (ids >= 0) & (ids < self.vocab_size)
         return ids.masked_fill(~valid, 0), valid
 
+    def said(self, rows: slice) -> Tensor | None:
+        """Which tokens of a chunk the teacher spoke of [c]; None for all."""
+        return None if self.answer is None or self.answer.said is None else self.answer.said[rows]
+
     def teacher(self, rows: slice, temperature: float, dtype: torch.dtype) -> Support:
         """The teacher's side at `temperature`; what is beyond `top_k` or the shared vocabulary is in its tail."""
         if self.answer is None:
@@ -154,6 +158,11 @@ def no_signal(term: Term, batch: SignalBatch) -> LimbeckError:
     have = [*batch.answers, *(["full"] if batch.full is not None else []), *(["hidden_states"] if batch.hidden else [])]
     text = f"{term.name} needs the signal {term.needs.primitive}; the batch has {', '.join(have) or 'none'}"
     return LimbeckError(Reason.CAPABILITY_MISSING, problems=[Problem(text, field=f"losses.{term.name}")])
+
+
+def taken(side: Support, rows: Tensor) -> Support:
+    """One side for some of its tokens: `rows` [m], their places."""
+    return Support(side.on_support[rows], side.tail[rows], None if side.counts is None else side.counts[rows])
 
 
 def with_tail(side: Support, policy: TailPolicy) -> Support:

@@ -66,7 +66,7 @@ def decode(packed: Packed, header: SignalHeader) -> Signal:
         if not (tails <= 0.0).all():
             raise _invalid("a tail is NaN or above 0")
     target = np.frombuffer(packed.fields["target"], "<f4") if header.target else None
-    return Signal(packed.first_row, n, top_k=top, target=target)
+    return Signal(packed.first_row, n, top_k=top, target=target, partial=header.partial)
 
 
 def pack_bits(values: npt.NDArray[np.integer], bits: int) -> npt.NDArray[np.uint8]:

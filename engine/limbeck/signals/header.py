@@ -22,8 +22,9 @@ class SignalHeader:
     """What every row of a store or stream shares. Digests are of contents (sha256 hex).
 
     `k` ids of a vocabulary of `vocab_size` with tails at `temperatures` (ascending); k = 0 for none. `target`: the
-    actual next token's log-probability is there. `tail_exact`: tails are sums over the complement, not 1 − Σ. Raises
-    SIGNAL_INVALID where the values cannot be.
+    actual next token's log-probability is there. `tail_exact`: tails are sums over the complement, not 1 − Σ.
+    `partial`: of a sequence's rows only the first ones may be there, or none. Raises SIGNAL_INVALID where the values
+    cannot be.
     """
 
     vocab_size: int
@@ -37,6 +38,7 @@ class SignalHeader:
     tail_exact: bool = True
     codec: str = CODEC
     version: int = VERSION
+    partial: bool = False
 
     def __post_init__(self) -> None:
         wrong = []
@@ -72,14 +74,17 @@ class SignalHeader:
         return sizes | ({"target": 4} if self.target else {})
 
     def to_json(self) -> dict[str, Any]:
-        """The header as JSON: every field, and the dtypes of what is there."""
+        """The header as JSON: every field (`partial` only where it is true), and the dtypes of what is there."""
         value = dataclasses.asdict(self) | {"temperatures": list(self.temperatures)}
+        if not self.partial:
+            del value["partial"]
         return value | {"dtypes": {name: DTYPES[name] for name in self.row_bytes}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SignalHeader:
         """Read :meth:`to_json`'s value. Raises SIGNAL_INVALID for another codec, or for what is not a header."""
         named: dict[str, Any] = {field.name: value.get(field.name) for field in dataclasses.fields(cls)}
+        named["partial"] = bool(value.get("partial", False))
         if (named["codec"], named["version"]) != (CODEC, VERSION):
             message = f"codec {named['codec']!r} version {named['version']} is not known; {CODEC!r} {VERSION} is"
             raise LimbeckError(Reason.SIGNAL_INVALID, problems=[Problem(message, field="header.codec")])

@@ -43,7 +43,8 @@ class Signal:
     """The answer to one ScoreItem: rows `first_row` … `first_row + n − 1`, with what was asked for.
 
     `target` f32 [n]: log-probability of the actual next token at temperature 1. `hidden`: layer to f32 [n, d].
-    `full` f32 [n, v]: log-probabilities of the whole vocabulary at temperature 1.
+    `full` f32 [n, v]: log-probabilities of the whole vocabulary at temperature 1. `partial`: of the sequence's later
+    rows nothing was said, and that is no fault; only `top_k` and `target` can be so.
     """
 
     first_row: int
@@ -54,6 +55,7 @@ class Signal:
     samples: Samples | None = None
     hidden: Mapping[int, Float32] = field(default_factory=dict)
     full: Float32 | None = None
+    partial: bool = False
 
     def to_torch(self) -> dict[str, Tensor]:
         """What is there as tensors on the CPU, which share no memory with the signal. Needs torch: EXTRA_MISSING.

@@ -56,7 +56,7 @@ class SignalStore:
         """The signal of a sequence.
 
         Raises SIGNAL_INVALID where there is none, or where it was captured for other tokens or does not cover the
-        trained ones; STORE_DAMAGED where its shard is damaged.
+        trained ones (the first of them, where the header says `partial`); STORE_DAMAGED where its shard is damaged.
         """
         listed = self._of.get(sequence.index)
         if listed is None:
@@ -67,7 +67,8 @@ class SignalStore:
                 sequence, f"has {len(sequence.ids)} tokens; its signal was captured for {entry.length} other ones"
             )
         first, end = entry.packed.first_row, entry.packed.first_row + entry.packed.n
-        if first > sequence.first_row or end < sequence.first_row + sequence.n:
+        short = end < sequence.first_row + sequence.n and not self.header.partial
+        if first > sequence.first_row or short:
             wanted = f"{sequence.first_row} to {sequence.first_row + sequence.n - 1}"
             raise _mismatch(sequence, f"trains on rows {wanted}; its signal covers {first} to {end - 1}")
         return decode(entry.packed, self.header)
@@ -112,8 +113,12 @@ class SignalWriter:
         self.done: set[int] = {index for shard in self._listed.values() for index in shard.indexes}
 
     def add(self, sequence: TokenSequence, signal: Signal) -> None:
-        """Keep a sequence's signal for the next shard. Raises SIGNAL_INVALID where it does not fit the sequence."""
-        if (signal.first_row, signal.n) != (sequence.first_row, sequence.n):
+        """Keep a sequence's signal for the next shard. Raises SIGNAL_INVALID where it does not fit the sequence.
+
+        A header that says `partial` takes a signal of the first rows alone, or of none (n = 0).
+        """
+        fits = 0 <= signal.n <= sequence.n if self.header.partial else signal.n == sequence.n
+        if signal.first_row != sequence.first_row or not fits:
             wanted = f"rows {sequence.first_row} to {sequence.first_row + sequence.n - 1}"
             got = f"{signal.first_row} to {signal.first_row + signal.n - 1}"
             raise _mismatch(sequence, f"needs a signal of {wanted}; the teacher's covers {got}")

@@ -137,6 +137,24 @@ class TopK:
         """The same for some of the rows, in the order given."""
         return TopK(self.ids[rows], self.u[rows], self.tails[rows], self.temperatures)
 
+    def resized(self, k: int) -> TopK:
+        """The same at temperature 1 with another number of ids a row.
+
+        With fewer, the likeliest stay and the rest is merged into the tail. With more, saturated entries of ids that
+        the row does not hold are added: they say nothing, and are left to the tail by whoever reads them. Raises
+        CAPABILITY_MISSING without temperature 1.
+        """
+        if k < self.k:
+            tails = self.at(1.0, k)[2].astype(np.float32)[:, None]
+            return TopK(self.ids[:, :k], self.u[:, :k], np.minimum(tails, np.float32(0.0)), (1.0,))
+        ids = np.concatenate([self.ids, np.zeros((self.n, k - self.k), np.int32)], axis=1)
+        for row in range(self.n if k > self.k else 0):
+            unused = np.setdiff1d(np.arange(k, dtype=np.int32), self.ids[row])  # of k numbers, these are enough
+            saturated = self.ids[row][self.u[row] == SATURATED]
+            ids[row, self.k - len(saturated) :] = np.sort(np.append(saturated, unused[: k - self.k]))
+        u = np.pad(self.u, ((0, 0), (0, k - self.k)), constant_values=SATURATED)
+        return TopK(ids, u, self.tails, self.temperatures)
+
     def at(self, temperature: float, k: int | None = None) -> tuple[npt.NDArray[np.int32], Float64, Float64]:
         """(`ids` int32 [n, k], `logprobs` float64 [n, k], `tail` float64 [n]) at one of the `temperatures`.
 

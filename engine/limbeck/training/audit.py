@@ -25,7 +25,8 @@ EXACT = "exact"
 
 @dataclass
 class Line:
-    """One signal against the whole vocabulary. `loss`: the weighted sum per token; errors are relative to it.
+    """One signal against the whole vocabulary. `loss`: the weighted sum per token (tokens by their weights); errors are
+    relative to it.
 
     `gradient_error`: ‖g − g*‖ / ‖g*‖ of ∂loss/∂hidden over all tokens, g* that of the whole vocabulary. What the codec
     adds to a signal without rounding is `…_by_codec`, by the same norms; the rest of an error comes from k. `bytes`:
@@ -71,7 +72,8 @@ def audit(
     student = Head.of(model)
     head = Head(student.weight.detach().double(), _double(student.bias), student.scale, student.soft_cap)
     teacher = None if teacher_head is None else _head(teacher_head)
-    total = sum(len(sequence.kept) for sequence in sequences)
+    tokens = sum(len(sequence.kept) for sequence in sequences)
+    total = sum(_weight(sequence) for sequence in sequences)
     lines = {name: Line(name, costs.get(name)) for name in _names(ks, teacher is not None)}
     norm = 0.0
     temperatures = sorted({value.temperature for value in values.values()})
@@ -105,7 +107,13 @@ def audit(
         line.loss_error, line.loss_by_codec = abs(line.loss_error) / whole, abs(line.loss_by_codec) / whole
         line.gradient_error = (line.gradient_error / (norm or 1.0)) ** 0.5
         line.gradient_by_codec = (line.gradient_by_codec / (norm or 1.0)) ** 0.5
-    return Audit(len(sequences), total, list(lines.values()))
+    return Audit(len(sequences), tokens, list(lines.values()))
+
+
+def _weight(sequence: TokenSequence) -> float:
+    """What the tokens of a sequence count together."""
+    kept = sequence.kept
+    return len(kept) if sequence.weights is None else float(sequence.weights[kept + 1].astype(np.float64).sum())
 
 
 def _names(ks: Sequence[int], hidden: bool) -> list[str]:
@@ -130,24 +138,28 @@ def _parts(
     The exact one comes first.
     """
     labels = batch.labels[rows]
+    weights_n = None if batch.weights_n is None else batch.weights_n[rows]
     if teacher is not None:
         states = batch.hidden[-1][rows]
-        exact = Part(SignalBatch(labels, hidden={-1: states.double()}), teacher)
+        exact = Part(SignalBatch(labels, hidden={-1: states.double()}, weights_n=weights_n), teacher)
         yield EXACT, exact, None
         yield "hidden states f32", exact, None
         rounded = torch.from_numpy(bfloat16_numbers(bfloat16_bytes(states.numpy())).reshape(states.shape).copy())
-        yield "hidden states bf16", Part(SignalBatch(labels, hidden={-1: rounded.double()}), teacher), None
+        found = SignalBatch(labels, hidden={-1: rounded.double()}, weights_n=weights_n)
+        yield "hidden states bf16", Part(found, teacher), None
         logits = teacher.logits(states.double())
     else:
         assert batch.full is not None  # asked for where there are no hidden states
         logits = batch.full[rows].double()
-        yield EXACT, Part(SignalBatch(labels, full=logits)), None
-        yield "full", Part(SignalBatch(labels, full=logits)), None
+        exact = Part(SignalBatch(labels, full=logits, weights_n=weights_n))
+        yield EXACT, exact, None
+        yield "full", exact, None
     stored = batch.answers["top_k"]
     packed = Answer(stored.ids[rows], {t: (a[rows].double(), b[rows].double()) for t, (a, b) in stored.at.items()})
     for k in ks:
-        alone = SignalBatch(labels, {"top_k": Answer.of_logits(logits, k, temperatures)})
-        yield f"top_k {k}", Part(SignalBatch(labels, {"top_k": packed}), k=k), Part(alone, k=k)
+        both = ({"top_k": answer} for answer in (packed, Answer.of_logits(logits, k, temperatures)))
+        coded, alone = (Part(SignalBatch(labels, answer, weights_n=weights_n), k=k) for answer in both)
+        yield f"top_k {k}", coded, alone
 
 
 def _loss(
@@ -156,7 +168,7 @@ def _loss(
     batch: SignalBatch,
     terms: Sequence[Term],
     values: Mapping[str, Values],
-    total: int,
+    total: float,
     teacher: Head | None,
 ) -> tuple[float, Tensor]:
     """The part of these rows [c, d] in the loss per token, and its gradient."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -32,18 +33,18 @@ def evaluate(
     """The figures of ``report.evaluation.ModelFigures`` over the trained tokens of `sequences`.
 
     `cross_entropy` (nats a token) and its exponential `perplexity`; with a `store` also `forward_kl` from the teacher's
-    top_k at temperature 1 with the tail as one outcome, and `top1_agreement`; where it has the target too, and there
+    top_k at temperature 1 with the tail as one outcome, and `top1_agreement`, both over the tokens that it spoke of;
+    where it has the target too, and there
     are preference pairs, the figures of :func:`limbeck.training.preferences.pair_figures`, the teacher the reference.
     `tokens_per_second` counts the tokens read. `advance` is told of trained tokens done; `stop` is asked between
     batches, and ends it early with the figures so far. Raises LOSS_NOT_FINITE, and what the store raises.
     """
     terms = _terms(model, store)
-    compared = len(terms) > 1
     values = {term.name: Values() for term in terms}
     head, base = Head.of(model), backbone(model)
     device = head.weight.device
     pad = model.config.get_text_config().pad_token_id  # type: ignore[operator, union-attr]
-    totals = dict.fromkeys(("cross_entropy", "forward_kl", "top1_agreement"), 0.0)
+    totals = dict.fromkeys(("cross_entropy", "forward_kl", "top1_agreement", "compared"), 0.0)
     preferences = Preferences(head, whole_pairs(sequences, store))
     tokens = read = 0
     seconds = 0.0
@@ -54,7 +55,7 @@ def evaluate(
             signals = [None if store is None else store.get(sequence) for sequence in group]
             inputs, batch = collate(group, signals, (1.0,), pad_id=pad if pad is not None and pad >= 0 else 0)
             inputs = {name: value.to(device) for name, value in inputs.items()}
-            batch: SignalBatch = batch.to(device)  # type: ignore[no-redef]
+            batch: SignalBatch = replace(batch, weights_n=None).to(device)  # type: ignore[no-redef]
             if not tokens:
                 base(**inputs, use_cache=False)  # pages, threads and kernels: not the model's speed
             began = time.perf_counter()
@@ -74,18 +75,19 @@ def evaluate(
     finally:
         model.train(was_training)
     rate = read / seconds if seconds else None
-    return {**_figures(model, totals, tokens, rate, compared=compared), **preferences.figures()}
+    return {**_figures(model, totals, tokens, rate), **preferences.figures()}
 
 
 def teacher_figures(sequences: Sequence[TokenSequence], store: SignalStore) -> Figures:
     """The teacher's own figures, from what it said: perplexity where the target was stored, no distance to itself.
 
+    The perplexity is of all trained tokens, like a student's, or unknown.
     Nor does it, as the reference, favour one text of a preference pair.
     """
     total, tokens = 0.0, 0
-    for sequence in (sequence for sequence in sequences if sequence.trained.any()):
+    for sequence in (sequence for sequence in sequences if len(sequence.kept)):
         signal = store.get(sequence)
-        if signal.target is None:
+        if signal.target is None or signal.n < sequence.n:
             total = math.nan
             break
         total -= float(signal.target[sequence.kept - signal.first_row].astype("float64").sum())
@@ -115,7 +117,7 @@ def _terms(model: nn.Module, store: SignalStore | None) -> list[Term]:
 
 def _batches(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
     """Rows of like length together, up to `batch_tokens` padded tokens; at least one a batch."""
-    lengths = sorted((len(s.ids), index) for index, s in enumerate(sequences) if s.trained.any())
+    lengths = sorted((len(s.ids), index) for index, s in enumerate(sequences) if len(s.kept))
     group: list[int] = []
     for length, index in lengths:
         if group and length * (len(group) + 1) > batch_tokens:
@@ -126,15 +128,16 @@ def _batches(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[
         yield [sequences[i] for i in group]
 
 
-def _figures(model: nn.Module, totals: dict[str, float], tokens: int, rate: float | None, *, compared: bool) -> Figures:
+def _figures(model: nn.Module, totals: dict[str, float], tokens: int, rate: float | None) -> Figures:
     parameters = list(model.parameters())  # tied ones come once
     entropy = totals["cross_entropy"] / tokens if tokens else None
+    compared = totals["compared"]
     return {
         "parameters": sum(parameter.numel() for parameter in parameters),
         "bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         "tokens_per_second": rate,
         "cross_entropy": entropy,
         "perplexity": None if entropy is None else math.exp(min(entropy, 700.0)),  # beyond, a double overflows
-        "forward_kl": totals["forward_kl"] / tokens if tokens and compared else None,
-        "top1_agreement": totals["top1_agreement"] / tokens if tokens and compared else None,
+        "forward_kl": totals["forward_kl"] / compared if compared else None,
+        "top1_agreement": totals["top1_agreement"] / compared if compared else None,
     }

@@ -36,9 +36,9 @@ def pair_figures(margins: Sequence[float]) -> Pairs:
 
 def whole_pairs(sequences: Sequence[TokenSequence], store: SignalStore | None) -> set[int]:
     """Pairs of which both texts have a trained token; none where the reference's log-probabilities are not stored."""
-    if store is None or not store.header.target:
+    if store is None or not store.header.target or store.header.partial:
         return set()
-    halves = [{s.pair for s in sequences if s.pair >= 0 and s.chosen == side and s.trained.any()} for side in (0, 1)]
+    halves = [{s.pair for s in sequences if s.pair >= 0 and s.chosen == side and len(s.kept)} for side in (0, 1)]
     return halves[0] & halves[1]
 
 

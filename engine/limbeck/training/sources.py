@@ -67,7 +67,7 @@ class CachedSource:
 
     def signals_for(self, sequences: Sequence[TokenSequence]) -> Signals:
         """The stored signal of each sequence; None for one without a trained token."""
-        return [self._store.get(sequence) if sequence.trained.any() else None for sequence in sequences]
+        return [self._store.get(sequence) if len(sequence.kept) else None for sequence in sequences]
 
     def close(self) -> None:
         """Nothing to close."""
@@ -90,7 +90,7 @@ class OnlineSource:
 
     def ahead(self, sequences: Sequence[TokenSequence]) -> None:
         """Ask for a micro-batch that will be trained soon."""
-        wanted = [sequence for sequence in sequences if sequence.trained.any()]
+        wanted = [sequence for sequence in sequences if len(sequence.kept)]
         key = _key(wanted)
         if wanted and key not in self._asked:
             self._asked[key] = self._submit(wanted)
@@ -98,13 +98,13 @@ class OnlineSource:
     def signals_for(self, sequences: Sequence[TokenSequence]) -> Signals:
         """The teacher's answers; asks now for what was not asked ahead. Raises SCORING_FAILED for one left out."""
         self.ahead(sequences)
-        wanted = [sequence for sequence in sequences if sequence.trained.any()]
+        wanted = [sequence for sequence in sequences if len(sequence.kept)]
         answers = self._asked.pop(_key(wanted)).result() if wanted else {}
         missing = [sequence for sequence in wanted if sequence.index not in answers]
         if missing:
             problems = [Problem("the teacher gave no signal", file=s.source, line=s.line) for s in missing]
             raise LimbeckError(Reason.SCORING_FAILED, problems=problems)
-        return [answers[sequence.index] if sequence.trained.any() else None for sequence in sequences]
+        return [answers[sequence.index] if len(sequence.kept) else None for sequence in sequences]
 
     def close(self) -> None:
         """Drop what was asked and not used; a second call does nothing. The teacher stays open: it is the caller's."""

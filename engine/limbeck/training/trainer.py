@@ -142,19 +142,20 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         for change in self.knobs.advance(self.state.global_step, self.latest):
             self.emit(KnobChanged(knob=change.knob, before=change.before, after=change.after))
         samples = []
-        counts = dict.fromkeys(("tokens", "rows", "pairs"), 0.0)
+        counts = dict.fromkeys(("tokens", "rows", "pairs", "kept"), 0.0)
         for micro in itertools.islice(epoch_iterator, num_batches):
             inputs, batch = collate(
                 micro.sequences, micro.signals, self.knobs.temperatures(), pad_id=self._pad_id, top_k=self._top_k
             )
             samples.append({**inputs, "batch": batch})
-            for name, count in batch.counts.items():
+            for name, count in {**batch.counts, "kept": batch.n}.items():
                 counts[name] += 0 if micro.blank else count
         if self.args.world_size > 1:
-            counts = dict(zip(counts, self._reduce(torch.tensor(list(counts.values()))).tolist(), strict=True))
+            total = self._reduce(torch.tensor(list(counts.values()), dtype=torch.float64))
+            counts = dict(zip(counts, total.tolist(), strict=True))
         self._denominators = counts
         self.window.begin_step(counts)
-        return samples, torch.tensor(counts["tokens"], device=device)
+        return samples, torch.tensor(counts["tokens"], dtype=torch.float32, device=device)
 
     def compute_loss(
         self,

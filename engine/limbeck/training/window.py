@@ -11,12 +11,13 @@ import torch
 from limbeck.functional import HeadOutput, Term
 
 _AVERAGED = ("teacher_mass", "student_mass", "top1_agreement")
-_COUNTED = ("tokens", "rows", "pairs")
+_COUNTED = ("tokens", "rows", "pairs", "kept")
 
 
 class Window:
     """Adds up losses and diagnostics; averages are weighted by tokens (or rows, pairs), not by steps.
 
+    Losses are averaged over tokens by their weights, diagnostics over the tokens that are compared.
     All sums are plain numbers, so that a checkpoint inside a window loses nothing.
     """
 
@@ -34,11 +35,11 @@ class Window:
         self._began = time.monotonic()
 
     def begin_step(self, counts: Mapping[str, float]) -> None:
-        """Say the global counts of a step before its micro-batches are added."""
+        """Say the global counts of a step before its micro-batches are added; `kept`: tokens whatever their weights."""
         self._step_tokens = counts["tokens"]
         for name in _COUNTED:
             self._counts[name] += counts[name]
-        self.total_tokens += counts["tokens"]
+        self.total_tokens += counts["kept"]
 
     def add(self, output: HeadOutput) -> None:
         """Add a micro-batch of this process."""
@@ -49,9 +50,8 @@ class Window:
         self._sums["weighted_loss"] += float(output.loss.detach()) * self._step_tokens
         for name, value in output.sums.items():
             self._sums[f"sums.{name}"] += float(value)
-        for name in (*_AVERAGED, "saturated"):
+        for name in (*_AVERAGED, "saturated", "compared"):
             self._sums[f"diagnostics.{name}"] += float(output.diagnostics.get(name, 0.0))
-        self._sums["diagnostics.compared"] += any(name in output.diagnostics for name in _AVERAGED)
 
     def values(self, reduce: Any = None) -> dict[str, float]:
         """Names and values as events carry them. `reduce` sums a tensor over all processes."""
@@ -60,16 +60,17 @@ class Window:
             total = reduce(torch.tensor(list(sums.values()), dtype=torch.float64))
             sums = dict(zip(sums, total.tolist(), strict=True))
         tokens = self._counts["tokens"]
-        values = {"loss": sums["weighted_loss"] / max(tokens, 1.0)}
+        values = {"loss": sums["weighted_loss"] / (tokens or 1.0)}
         for term in self._terms:
-            count = max(self._counts[term.needs.normaliser], 1.0)
+            count = self._counts[term.needs.normaliser] or 1.0
             values[f"losses.{term.name}"] = sums[f"sums.{term.name}"] / count
-        if sums["diagnostics.compared"]:
+        if compared := sums["diagnostics.compared"]:
             for name in _AVERAGED:
-                values[f"diagnostics.{name}"] = sums[f"diagnostics.{name}"] / max(tokens, 1.0)
+                values[f"diagnostics.{name}"] = sums[f"diagnostics.{name}"] / compared
             values["diagnostics.saturated"] = sums["diagnostics.saturated"]
-        values["tokens"] = tokens
-        values["tokens_per_second"] = tokens / max(time.monotonic() - self._began, 1e-9)
+        kept = self._counts["kept"]
+        values["tokens"] = kept
+        values["tokens_per_second"] = kept / max(time.monotonic() - self._began, 1e-9)
         return values
 
     def state_dict(self) -> dict[str, Any]:

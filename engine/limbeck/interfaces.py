@@ -558,7 +558,8 @@ class Generator(Protocol):
     `needs_teacher`: whether it calls the model. `count()`: how many samples in all, None where unknown.
     `samples(start, model)` yields those from position `start` on, the same whatever `start` is: a generator is
     resumed by position. `inputs()` lists the files read, for the digest of the stage. `require` is told how many
-    samples of all attempts are usable, and raises GENERATION_FAILED where these are too few.
+    samples of all attempts are usable, how many were rejected by reason, and how many are still to come; it raises
+    GENERATION_FAILED where too few can become usable.
     """
 
     needs_teacher: bool
@@ -569,7 +570,7 @@ class Generator(Protocol):
 
     def samples(self, start: int, model: TextModel | None) -> AsyncGenerator[Sample, None]: ...
 
-    def require(self, good: int, rejected: int) -> None: ...
+    def require(self, good: int, rejected: Mapping[str, int], left: int) -> None: ...
 
 
 # ----------------------------------------------------------------------------------------------------------- records

@@ -118,14 +118,14 @@ def test_without_a_total_there_is_no_time_left(clock: list[float]) -> None:
     stage = progress.Clock(0, 0, "rows")
     clock[0] += 2
     stage.done = 3000
-    assert progress.progress_text(stage, None) == "3,000 rows, 1,500 rows/s"
+    assert progress.progress_text(stage) == "3,000 rows, 1,500 rows/s"
 
 
 def test_one_of_a_kind_is_told_in_the_singular(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
     with progress.Lines() as display:
         display(event(StageStarted(total=1, unit="pages"), "report"))
     assert capsys.readouterr().out == "report: 1 page\n"
-    assert progress.progress_text(progress.Clock(0, 1, "pages"), None) == "0 of 1 page"
+    assert progress.progress_text(progress.Clock(0, 1, "pages")) == "0 of 1 page"
 
 
 def test_a_ramp_is_told_once_and_a_step_function_at_each_step(

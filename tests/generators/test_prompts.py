@@ -95,31 +95,23 @@ def test_a_resumed_run_asks_the_same_windows(tmp_path, monkeypatch):
 
 def test_empty_answers_are_rejected_with_their_reason_c45(tmp_path, data):
     answers = json.loads((data / "C45" / "expect.json").read_text())["teacher_completions"]
-    config = PromptsConfig(path=numbered(tmp_path / "p.jsonl", 3), min_success_ratio=0.3)
+    config = PromptsConfig(path=numbered(tmp_path / "p.jsonl", 3))
     found = run(Prompts(config), ScriptedModel(answers))
     assert [sample.rejected for sample in found] == ["empty", "whitespace", None]
 
 
-def test_too_few_usable_answers_fail_with_counts_c45(tmp_path, data):
-    answers = json.loads((data / "C45" / "expect.json").read_text())["teacher_completions"]
-    error = fault(Prompts(PromptsConfig(path=numbered(tmp_path / "p.jsonl", 9))), ScriptedModel(answers))
-    assert error.reason is Reason.GENERATION_FAILED
-    text = str(error)
-    assert "2 answers are usable" in text
-    assert "3 empty" in text
-    assert "2 whitespace" in text
-
-
-def test_the_ratio_is_kept_for_a_run_in_several_parts(tmp_path):
+def test_too_few_usable_answers_fail_with_counts_by_reason(tmp_path):
     generator = Prompts(PromptsConfig(path=numbered(tmp_path / "p.jsonl", 10), min_success_ratio=0.8))
-    generator.require(good=8, rejected=2)
-    with pytest.raises(LimbeckError, match="7 answers are usable"):
-        generator.require(good=7, rejected=3)
+    generator.require(8, {"empty": 2}, 0)
+    generator.require(0, {"empty": 2}, 8)
+    with pytest.raises(LimbeckError) as caught:
+        generator.require(6, {"refused": 1, "empty": 2}, 1)
+    assert caught.value.reason is Reason.GENERATION_FAILED
+    assert "6 answers are usable, 2 empty, 1 refused, 1 prompts are left; 8 usable ones are needed" in str(caught.value)
 
 
 def test_the_ratio_zero_never_fails(tmp_path):
-    config = PromptsConfig(path=numbered(tmp_path / "p.jsonl", 3), min_success_ratio=0.0)
-    assert [sample.rejected for sample in run(Prompts(config), ScriptedModel([""]))] == ["empty"] * 3
+    Prompts(PromptsConfig(path=numbered(tmp_path / "p.jsonl", 3), min_success_ratio=0.0)).require(0, {"empty": 3}, 0)
 
 
 def test_faults_of_the_file_come_all_at_once_with_lines(tmp_path):

@@ -84,6 +84,7 @@ def _teacher(
     token_file: Path | None,
     tls_ca: Path | None,
 ) -> Teacher:
+    from limbeck.interfaces import TextTeacher
     from limbeck.recipe import Bound
 
     if server is None:
@@ -92,8 +93,14 @@ def _teacher(
         if recipe.teacher is None:
             problem = Problem("there is no teacher", str(recipe.path), field="teacher", hint="add it, or give --server")
             raise LimbeckError(Reason.RECIPE_INVALID, problems=[problem])
-        made: Teacher = recipe.teacher.make()
-        return made
+        made = recipe.teacher.make()
+        if isinstance(made, TextTeacher):
+            message = f"{recipe.teacher.name} answers with text: it gives no signals that could be measured"
+            hint = "give --server with a teacher on token ids"
+            problem = Problem(message, str(recipe.path), field="teacher", hint=hint)
+            raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
+        own: Teacher = made
+        return own
     if name is None:
         raise click.UsageError("--server wants --teacher NAME")
     entry = registry.entry("teacher", "limbeck")

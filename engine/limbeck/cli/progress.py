@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,8 @@ import click
 from limbeck.cli import output
 from limbeck.errors import counted
 from limbeck.report.numbers import duration
+from limbeck.report.rows import plain_figures
+from limbeck.report.spending import PREFIX, spending_text
 from limbeck.runs.events import to_json
 from limbeck.v1.event_pb2 import Event
 
@@ -78,6 +81,13 @@ class Clock:
     def __init__(self, done: int, total: int, unit: str) -> None:
         self.start, self.done, self.total, self.unit = done, done, total, unit
         self.began = time.monotonic()
+        self.loss: float | None = None
+        self.spent: dict[str, float] = {}  # what the teacher counts, over all attempts
+
+    def take(self, metrics: Mapping[str, float]) -> None:
+        """Remember the figures that are shown beside the progress."""
+        self.loss = metrics.get("loss", self.loss)
+        self.spent |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
 
     @property
     def seconds(self) -> float:
@@ -104,7 +114,6 @@ class Lines(_Open):
         self._clock = Clock(0, 0, "")
         self._told = 0.0
         self._share = 0
-        self._loss: float | None = None
         self._knobs: dict[tuple[str, str], int] = {}
 
     def __call__(self, event: Event) -> None:
@@ -113,21 +122,28 @@ class Lines(_Open):
         if kind == "stage_started":
             said = event.stage_started
             self._clock = Clock(said.done, said.total, said.unit)
-            self._told, self._share, self._loss = time.monotonic(), self._quarter(), None
+            self._told, self._share = time.monotonic(), self._quarter()
             line = started_text(event)
         elif kind == "metrics":
-            self._loss = event.metrics.values.get("loss", self._loss)
+            self._clock.take(event.metrics.values)
+            if self._clock.spent:  # a teacher that is paid for: it may be long at one answer
+                line = self._due(event.stage)
         elif kind == "progress":
             self._clock.done = event.progress.done
-            late = time.monotonic() - self._told >= PLAIN_SECONDS
-            whole = self._clock.total and self._clock.done >= self._clock.total
-            if not whole and (self._quarter() > self._share or late):
-                self._told, self._share = time.monotonic(), self._quarter()
-                line = f"{event.stage}: {progress_text(self._clock, self._loss)}"
+            line = self._due(event.stage)
         else:
             line = message_text(event, self._knobs)
         if line is not None:
             self._say(line)
+
+    def _due(self, stage: str) -> str | None:
+        """How far the stage is, where a quarter more is done, or nothing was said for a while."""
+        late = time.monotonic() - self._told >= PLAIN_SECONDS
+        whole = self._clock.total and self._clock.done >= self._clock.total
+        if whole or not (self._quarter() > self._share or late):
+            return None
+        self._told, self._share = time.monotonic(), self._quarter()
+        return f"{stage}: {progress_text(self._clock)}"
 
     def _quarter(self) -> int:
         return SHARES * self._clock.done // self._clock.total if self._clock.total else 0
@@ -154,7 +170,6 @@ class Bars:
         self._progress: Progress = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
         self._clock = Clock(0, 0, "")
-        self._loss: float | None = None
         self._knobs: dict[tuple[str, str], int] = {}
 
     def __call__(self, event: Event) -> None:
@@ -162,16 +177,17 @@ class Bars:
         if kind == "stage_started":
             said = event.stage_started
             self._drop()
-            self._clock, self._loss = Clock(said.done, said.total, said.unit), None
+            self._clock = Clock(said.done, said.total, said.unit)
             total = said.total or None
-            text = progress_text(self._clock, None)
+            text = progress_text(self._clock)
             self._task = self._progress.add_task(event.stage, total=total, completed=said.done, text=text)
         elif kind == "metrics":
-            self._loss = event.metrics.values.get("loss", self._loss)
+            self._clock.take(event.metrics.values)
+            if self._clock.spent and self._task is not None:
+                self._progress.update(self._task, text=progress_text(self._clock))
         elif kind == "progress" and self._task is not None:
             self._clock.done = event.progress.done
-            text = progress_text(self._clock, self._loss)
-            self._progress.update(self._task, completed=event.progress.done, text=text)
+            self._progress.update(self._task, completed=event.progress.done, text=progress_text(self._clock))
         else:
             line = message_text(event, self._knobs)
             if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted"):
@@ -202,16 +218,19 @@ def started_text(event: Event) -> str:
     return f"{event.stage}: {total}{before}"
 
 
-def progress_text(clock: Clock, loss: float | None) -> str:
-    """`40 of 160 rows, 2.1 rows/s, 57 s left, loss 1.23`."""
+def progress_text(clock: Clock) -> str:
+    """`40 of 160 rows, 2.1 rows/s, 57 s left, loss 1.23`; what a paid teacher took, and is about to take in all."""
     of = f"{clock.done:,} of {counted(clock.total, clock.unit)}" if clock.total else counted(clock.done, clock.unit)
     parts = [of]
     if clock.rate is not None:
         parts.append(f"{clock.rate:,.3g} {clock.unit}/s" if clock.rate < 1000 else f"{clock.rate:,.0f} {clock.unit}/s")
     if clock.left is not None:
         parts.append(f"{duration(clock.left)} left")
-    if loss is not None:
-        parts.append(f"loss {loss:.4g}")
+    if clock.loss is not None:
+        parts.append(f"loss {clock.loss:.4g}")
+    spent = spending_text(clock.spent, clock.done / clock.total if clock.total else None)
+    if spent is not None:
+        parts.append(spent)
     return ", ".join(parts)
 
 
@@ -224,7 +243,9 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
     kind = event.WhichOneof("kind")
     if kind == "stage_finished":
         said = event.stage_finished
-        figures = [f"{name} {_figure(value)}" for name, value in sorted(said.figures.items()) if value][:FIGURES]
+        plain = sorted(plain_figures(said.figures).items())
+        figures = [f"{name} {_figure(value)}" for name, value in plain if value][:FIGURES]
+        figures += [spent] if (spent := spending_text(said.figures)) is not None else []
         how = "there already" if said.skipped else f"done in {duration(said.seconds)}"
         return f"{event.stage}: {how}" + (f" ({', '.join(figures)})" if figures else "")
     if kind == "warning":

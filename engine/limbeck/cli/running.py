@@ -132,6 +132,8 @@ def _summary(folder: Path) -> None:
     for line in table(report.evaluation.models if report.evaluation else {}):
         click.echo(line)
     click.echo(f"\n{report.verdict.text}")
+    if report.rows is not None and report.rows.calls is not None:
+        click.echo(f"rows     {report.rows.text}")
     click.echo(f"student  {_short(folder / 'student')}")
     click.echo(f"report   {_short(folder / 'report' / 'index.html')}")
 

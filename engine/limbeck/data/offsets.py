@@ -19,19 +19,22 @@ def byte_ranges(
     Elsewhere (a normaliser changed the text) they follow the characters; tokens of one character divide its bytes.
     """
     raw = text.encode()
-    spelled = [_byte_level(token) if byte_level else _sentence_piece(token) for token in tokens]
-    if all(piece is not None for piece in spelled):
-        pieces = [piece for piece in spelled if piece is not None]
-        joined = b"".join(pieces)
-        put = joined == b" " + raw  # a space that the tokenizer put before the text
-        if joined == raw or put:
-            place = -1 if put else 0
-            ranges = []
-            for piece in pieces:
-                ranges.append((max(place, 0), place + len(piece)))
-                place += len(piece)
-            return ranges
+    pieces = [spelled_bytes(token, byte_level=byte_level) for token in tokens]
+    joined = b"".join(pieces)
+    put = joined == b" " + raw  # a space that the tokenizer put before the text
+    if joined == raw or put:
+        place = -1 if put else 0
+        ranges = []
+        for piece in pieces:
+            ranges.append((max(place, 0), place + len(piece)))
+            place += len(piece)
+        return ranges
     return _by_characters(text, chars)
+
+
+def spelled_bytes(token: str, *, byte_level: bool) -> bytes:
+    """The bytes that a token of this spelling stands for."""
+    return _byte_level(token) if byte_level else _sentence_piece(token)
 
 
 @cache
@@ -42,7 +45,7 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _byte_level(token: str) -> bytes | None:
+def _byte_level(token: str) -> bytes:
     alphabet = _alphabet()
     try:
         return bytes(alphabet[char] for char in token)
@@ -50,7 +53,7 @@ def _byte_level(token: str) -> bytes | None:
         return token.encode()
 
 
-def _sentence_piece(token: str) -> bytes | None:
+def _sentence_piece(token: str) -> bytes:
     return bytes([int(token[3:5], 16)]) if _BYTE.fullmatch(token) else token.replace("▁", " ").encode()
 
 

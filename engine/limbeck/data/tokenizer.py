@@ -120,6 +120,10 @@ class Tokenizer:
         """How one token is spelled in the vocabulary."""
         return str(self.hf.convert_ids_to_tokens(int(number)))
 
+    def token_bytes(self, number: int) -> bytes:
+        """The bytes of a text that one token stands for; those of its name for a special token."""
+        return byte_offsets.spelled_bytes(self.token_text(number), byte_level=self._byte_level)
+
     def is_control(self, number: int) -> bool:
         """Whether an id is a special token."""
         return int(number) in self._control_ids

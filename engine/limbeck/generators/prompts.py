@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
@@ -56,28 +55,19 @@ class Prompts:
     async def samples(self, start: int, model: TextModel | None) -> AsyncGenerator[Sample, None]:
         """See :class:`limbeck.interfaces.Generator`.
 
-        Raises GENERATION_FAILED as soon as `min_success_ratio` is out of reach by the samples of this call; what
-        earlier calls rejected is for :meth:`require`. Faults of single prompts name their line.
+        Raises GENERATION_FAILED where the model leaves prompts out. Faults of single prompts name their line.
         """
         assert model is not None, "needs_teacher is true"
-        good, rejected = 0, Counter[str]()
         teacher = getattr(model, "lineage", None)
         for first in range(start - start % WINDOW, len(self.rows), WINDOW):
             async with aclosing(self._window(first, model)) as answers:
                 async for written in answers:
                     if first + written.place < start:
                         continue
-                    sample = self._sample(first + written.place, written, teacher)
-                    good += sample.rejected is None
-                    rejected.update([sample.rejected] if sample.rejected else [])
-                    yield sample
-                    self._require(good, rejected, left=len(self.rows) - good - rejected.total())
+                    yield self._sample(first + written.place, written, teacher)
 
-    def require(self, good: int, rejected: int) -> None:
-        """Raise GENERATION_FAILED where too few of all samples, earlier calls' too, are usable."""
-        self._require(good, {"not usable": rejected}, left=0)
-
-    def _require(self, good: int, rejected: Mapping[str, int], left: int) -> None:
+    def require(self, good: int, rejected: Mapping[str, int], left: int) -> None:
+        """Raise GENERATION_FAILED, with the counts, where `min_success_ratio` is out of reach."""
         needed = math.ceil(self.config.min_success_ratio * (good + left + sum(rejected.values())))
         if good + left >= needed:
             return

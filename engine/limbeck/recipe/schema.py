@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from limbeck.interfaces import Config, LocalPath, ModelPath, PluginRef
 from limbeck.recipe.training import TrainingSpec
@@ -50,6 +50,27 @@ class StudentSpec(Config):
         return config
 
 
+class RationaleSpec(Config):
+    """What becomes of the rationale in answers, what stands between <TAG> and </TAG>."""
+
+    tag: str = Field(pattern=r"^[A-Za-z][\w.:-]*$", description="Name of the tag, without brackets: `think`.")
+    keep: bool = Field(True, description="`false`: rationale and tags are taken out of the answers that are trained.")
+    weight: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="What the losses of its tokens are multiplied by, tags included; 0: they are context only.",
+    )
+
+    @model_validator(mode="after")
+    def _kept_or_weighted(self) -> RationaleSpec:
+        if not self.keep and self.weight != 1:
+            raise ValueError(
+                f"a rationale that is not kept has no weight: leave weight {self.weight:g} out, or keep it"
+            )
+        return self
+
+
 class DataSpec(Config):
     """The rows, and how they become sequences."""
 
@@ -73,6 +94,15 @@ class DataSpec(Config):
         "auto", description="Whether one <bos> leads each sequence; `auto` asks the tokenizer and its template."
     )
     chat_template: LocalPath | None = Field(None, description="A Jinja file used in place of the tokenizer's template.")
+    rationale: RationaleSpec | None = Field(
+        None, description="What becomes of the rationale in answers; left out, it is text like any other."
+    )
+    smoke_rows: int = Field(
+        16,
+        ge=0,
+        description="Answers of a teacher that is asked with text (an API) that must pass the recipe's checks before "
+        "the rest is asked; 0: none. A teacher on token ids costs nothing, and is not held up.",
+    )
 
     @field_validator("holdout")
     @classmethod

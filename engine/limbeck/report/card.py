@@ -31,8 +31,10 @@ def model_card(run_folder: Path) -> str:
     teacher = recipe.get("teacher") or {}
     source = str(teacher.get("model") or teacher.get("plugin") or "")
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [distillation, limbeck]"]
-    if _HUB_ID.fullmatch(source):
-        head += [f"base_model: {json.dumps(source)}", "base_model_relation: finetune"]
+    student = recipe.get("student") or {}
+    base = str(student.get("model") or ("" if student.get("config") else source))
+    if _HUB_ID.fullmatch(base):
+        head += [f"base_model: {json.dumps(base)}", "base_model_relation: finetune"]
     lines = [*head, "---", "", f"# {_plain(run_folder.resolve().name)}", "", _origin(source, recipe, run)]
     evaluation = read_evaluation(run_folder)
     if evaluation is not None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Speaker = Literal["teacher", "untrained", "twin", "student"]
-Aim = Literal["teacher", "preferences"]
+Aim = Literal["teacher", "text", "preferences"]
 
 
 class Part(BaseModel):
@@ -66,8 +66,8 @@ class Evaluation(Part):
     holdout: Holdout
     aim: Aim = Field(
         "teacher",
-        description="What the student is judged by: closeness to the teacher, or preferences, for losses to which the "
-        "teacher is but the reference to move away from.",
+        description="What the student is judged by: closeness to the teacher; the teacher's text, where nothing is "
+        "known of its tokens; or preferences, for losses to which the teacher is but the reference to move away from.",
     )
     samples: list[Sample] = Field(default_factory=list)
     sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling in force for the samples.")

@@ -17,6 +17,7 @@ from limbeck.report.chart import Curve, line_chart
 from limbeck.report.columns import columns
 from limbeck.report.evaluation import ModelFigures, Speaker
 from limbeck.report.figures import Report, read_figures
+from limbeck.report.rows import plain_figures
 
 SPEAKERS: dict[Speaker, str] = {
     "teacher": "Teacher",
@@ -59,7 +60,7 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"visible": visible, "duration": numbers.duration, "figure": _figure}
+    environment.filters |= {"visible": visible, "duration": numbers.duration, "figure": _figure, "plain": plain_figures}
     style = Markup((Path(__file__).parent / "page.css").read_text("utf-8"))
     return environment.get_template("page.html").render(
         report=report,

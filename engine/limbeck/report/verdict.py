@@ -19,8 +19,8 @@ NEAR_ZERO = 1e-3  # nats: below it a KL is mostly rounding, and a ratio to it sa
 class Comparison(Part):
     """The student against one rival. What is `better` depends on the run's aim (`evaluation.aim`).
 
-    For `teacher` it is a lower held-out KL *and* a higher top-1 agreement; for `preferences` a larger margin *and* no
-    lower accuracy.
+    For `teacher` it is a lower held-out KL *and* a higher top-1 agreement; for `text` a lower held-out perplexity; for
+    `preferences` a larger margin *and* no lower accuracy.
     """
 
     outcome: Outcome
@@ -28,6 +28,7 @@ class Comparison(Part):
         description="Student's KL over the rival's, less 1: −0.3 is 30 % lower. Null where the rival's is near 0."
     )
     top1_agreement_change: float | None = Field(description="Student's top-1 agreement less the rival's.")
+    cross_entropy_change: float | None = Field(None, description="Student's cross-entropy less the rival's, in nats.")
     preference_accuracy_change: float | None = Field(None, description="Student's accuracy less the rival's.")
     preference_margin_change: float | None = Field(None, description="Student's margin less the rival's, in nats.")
 
@@ -48,7 +49,7 @@ def judge(models: Mapping[Speaker, ModelFigures], aim: Aim = "teacher") -> Verdi
     student = models.get("student", ModelFigures())
     rivals = {name: models[name] for name in RIVALS if name in models}
     against = {name: _compare(student, rival, aim) for name, rival in rivals.items()}
-    if "teacher" not in models and rivals:
+    if "teacher" not in models and rivals and aim != "text":
         text = _alone(student, rivals)
     elif _overall(against) == "unknown":
         text = "Held-out figures of the student or of its rivals are missing or not finite: there is no verdict."
@@ -70,8 +71,11 @@ def _compare(student: ModelFigures, rival: ModelFigures, aim: Aim) -> Comparison
     accuracy = _finite(student.preference_accuracy, rival.preference_accuracy)
     margin = _finite(student.preference_margin, rival.preference_margin)
     outcome: Outcome = "unknown"
+    entropy = _finite(student.cross_entropy, rival.cross_entropy)
     if aim == "teacher" and kl and top1:
         outcome = _both(kl[0] < kl[1], top1[0] > top1[1])
+    elif aim == "text" and entropy:
+        outcome = "mixed" if entropy[0] == entropy[1] else "better" if entropy[0] < entropy[1] else "worse"
     elif aim == "preferences" and accuracy and margin:
         larger = margin[0] > margin[1]
         outcome = _both(larger, larger if accuracy[0] == accuracy[1] else accuracy[0] > accuracy[1])
@@ -79,6 +83,7 @@ def _compare(student: ModelFigures, rival: ModelFigures, aim: Aim) -> Comparison
         outcome=outcome,
         forward_kl_change=kl[0] / kl[1] - 1 if kl and kl[1] >= NEAR_ZERO else None,
         top1_agreement_change=top1[0] - top1[1] if top1 else None,
+        cross_entropy_change=entropy[0] - entropy[1] if entropy else None,
         preference_accuracy_change=accuracy[0] - accuracy[1] if accuracy else None,
         preference_margin_change=margin[0] - margin[1] if margin else None,
     )
@@ -125,6 +130,13 @@ def _by_teacher(student: ModelFigures, rivals: Rivals) -> str:
     return f"{text} Of the held-out preference pairs, {_favours(student, rivals)}."
 
 
+def _by_text(student: ModelFigures, rivals: Rivals) -> str:
+    return (
+        f"on held-out answers that the teacher wrote, its perplexity is {short(student.perplexity)} against "
+        f"{_listed(rivals, lambda rival: short(rival.perplexity))}."
+    )
+
+
 def _by_preferences(student: ModelFigures, rivals: Rivals) -> str:
     text = f"against the teacher as reference, of the held-out preference pairs {_favours(student, rivals)}."
     if student.forward_kl is None:
@@ -132,7 +144,11 @@ def _by_preferences(student: ModelFigures, rivals: Rivals) -> str:
     return f"{text} Its KL to the teacher, from which it is meant to move away, is {short(student.forward_kl)}."
 
 
-_REASONS: dict[Aim, Callable[[ModelFigures, Rivals], str]] = {"teacher": _by_teacher, "preferences": _by_preferences}
+_REASONS: dict[Aim, Callable[[ModelFigures, Rivals], str]] = {
+    "teacher": _by_teacher,
+    "text": _by_text,
+    "preferences": _by_preferences,
+}
 
 
 def _favours(student: ModelFigures, rivals: Rivals) -> str:

@@ -6,10 +6,11 @@ import asyncio
 import gc
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from limbeck.interfaces import Teacher, TextTeacher
 
 if TYPE_CHECKING:
-    from limbeck.interfaces import Teacher
     from limbeck.recipe import Recipe
 
 T = TypeVar("T")
@@ -20,16 +21,27 @@ class TeacherDesk:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | TextTeacher | None = None
         self._runner: asyncio.Runner | None = None
         self.checked = False  # whether the self-check has passed with this teacher
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher; its weights are loaded at the first request."""
+        """The teacher on token ids; its weights are loaded at the first request."""
+        made = self._made()
+        assert not isinstance(made, TextTeacher), "no stage asks one that answers with text for more"
+        return made
+
+    @property
+    def text_teacher(self) -> TextTeacher:
+        """The teacher that is asked with text."""
+        return cast(TextTeacher, self._made())
+
+    def _made(self) -> Teacher | TextTeacher:
         if self._teacher is None:
             assert self._recipe.teacher is not None, "no stage asks for a teacher that the recipe does not name"
             self._teacher = self._recipe.teacher.make()
+        assert self._teacher is not None
         return self._teacher
 
     def ask(self, question: Coroutine[Any, Any, T]) -> T:

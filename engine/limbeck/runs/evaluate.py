@@ -18,7 +18,6 @@ from limbeck.runs.train import first_student
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
-    from limbeck.recipe import BoundLoss
     from limbeck.report.evaluation import Aim, ModelFigures
     from limbeck.signals import SignalStore
 
@@ -46,6 +45,7 @@ class Evaluate:
         prompts = [s for s in sequences if s.chosen][: run.recipe.evaluation.samples]
         tokens = sum(len(sequence.kept) for sequence in sequences)
         speakers = _speakers(run)
+        reference = "teacher" if _wrote_the_rows(run) else "reference"
         parts: dict[str, dict[str, Any]] = {}
         ready = sum((run.path / _part(name)).is_file() for name in speakers)
         with run.progress("tokens", tokens * len(speakers), tokens * ready) as advance:
@@ -59,11 +59,11 @@ class Evaluate:
         evaluation = Evaluation(
             models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},
             holdout=Holdout(rows=len(sequences), tokens=tokens, pairs=len({s.pair for s in sequences if s.pair >= 0})),
-            aim=_aim(run.recipe.losses),
+            aim=_aim(run),
             samples=[
                 Sample(
                     prompt=tokenizer.decode(prompt.ids[: prompt.first_row + 1]),
-                    reference=tokenizer.decode(_answer(prompt)),
+                    **{reference: tokenizer.decode(_answer(prompt))},
                     **{name: part["texts"][number] for name, part in parts.items() if part["texts"]},
                 )
                 for number, prompt in enumerate(prompts)
@@ -84,7 +84,7 @@ Measure = Callable[
 
 def _speakers(run: Run) -> dict[str, Measure]:
     found: dict[str, Measure] = {}
-    if run.recipe.teacher is not None:
+    if run.recipe.teacher is not None and run.contents.text_teacher is None:  # an API is known by its text alone
         found["teacher"] = _teacher
     found["untrained"] = lambda run, *rest: _model(run, first_student(run.contents).model, *rest)
     if run.recipe.evaluation.twin:
@@ -93,10 +93,22 @@ def _speakers(run: Run) -> dict[str, Measure]:
     return found
 
 
-def _aim(losses: Sequence[BoundLoss]) -> Aim:
-    """Preferences, where a loss is on pairs and none asks the student to be like the teacher."""
+def _aim(run: Run) -> Aim:
+    """Preferences, where a loss is on pairs and none asks the student to be like the teacher.
+
+    The teacher's text, where it wrote the rows and said nothing of their tokens.
+    """
+    losses = run.recipe.losses
     like = any(loss.needs.primitive != "none" and not loss.needs.pairs for loss in losses)
-    return "preferences" if any(loss.needs.pairs for loss in losses) and not like else "teacher"
+    if any(loss.needs.pairs for loss in losses) and not like:
+        return "preferences"
+    return "text" if _wrote_the_rows(run) and _store(run) is None else "teacher"
+
+
+def _wrote_the_rows(run: Run) -> bool:
+    """Whether the rows are answers of a teacher that is asked with text: it is not asked, and paid, again."""
+    generator = run.recipe.generator
+    return run.contents.text_teacher is not None and generator is not None and bool(generator.make().needs_teacher)
 
 
 def _part(name: str) -> Path:

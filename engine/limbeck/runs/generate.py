@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,13 @@ from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.files import AppendLog, read_json_lines, sha256_file
 from limbeck.interfaces import Generator, Sample, TextModel
 from limbeck.runs.contents import Contents
+from limbeck.runs.gate import SmokeGate, reason_of
+from limbeck.runs.said import SAID, SaidLog, said_logprobs
+from limbeck.runs.spending import Spending
 from limbeck.runs.stage import Figures, Run, in_bursts
 
 ROWS, REJECTED = "rows/rows.jsonl", "rows/rejected.jsonl"
+ANSWERS = "rows/answers.jsonl"  # of a teacher that is asked with text, until each is in its row
 
 
 class Generate:
@@ -32,70 +39,179 @@ class Generate:
             "generator": contents.plugin(bound),
             "files": [sha256_file(Path(f)) for f in generator.inputs()],
         }
-        if generator.needs_teacher:
-            found |= {"teacher": contents.teacher, "tokenizer": contents.tokenizer}
+        if not generator.needs_teacher:
+            return found
+        found["teacher"] = contents.teacher
+        logprobs = said_logprobs(contents.recipe, contents.text_teacher)
+        if contents.text_teacher is None or logprobs:  # else another tokenizer is no reason to pay again
+            found["tokenizer"] = contents.tokenizer
+        if logprobs:
+            found["logprobs"] = logprobs
         return found
 
     def run(self, run: Run) -> Figures:
-        from limbeck.data import retokenized
-
         assert run.recipe.generator is not None
         generator: Generator = run.recipe.generator.make()
         (run.path / "rows").mkdir(exist_ok=True)
-        with AppendLog(run.path / ROWS) as rows, AppendLog(run.path / REJECTED) as rejected:
-            for log in (rows, rejected):
-                if log.repaired:
-                    run.log.warn("LOG_MENDED", log.repaired)
-            model = _text_model(run) if generator.needs_teacher else None
+        with ExitStack() as stack:
+            rows, rejected = (stack.enter_context(AppendLog(run.path / name)) for name in (ROWS, REJECTED))
+            _tell_mended(run, rows.repaired, rejected.repaired)
+            writer = _Writer(run, generator, rows, rejected, _count(run.path))
+            writer.require()
+            spending = _source(run, generator, stack, writer)
             with (
-                run.progress("rows", generator.count(), rows.count + rejected.count) as advance,
+                run.progress("rows", generator.count(), writer.done) as advance,
                 working(f"in the generator {run.recipe.generator.name}"),
             ):
-                run.desk.ask(_write(run, generator, model, rows, rejected, in_bursts(advance)))
-            made, refused = rows.count, rejected.count
-        if made == 0:
-            hint = (
-                f"see {run.path / REJECTED} for what was rejected and why" if refused else "the generator has no rows"
-            )
-            problem = Problem(f"0 of {refused} samples are usable", field=run.recipe.generator.field, hint=hint)
+                run.desk.ask(writer.write(in_bursts(advance), spending))
+        tally = writer.tally
+        if tally.rows == 0:
+            count = tally.rejected.total()
+            hint = f"see {run.path / REJECTED} for what was rejected and why" if count else "the generator has no rows"
+            problem = Problem(f"0 of {count} samples are usable", field=run.recipe.generator.field, hint=hint)
             raise LimbeckError(Reason.GENERATION_FAILED, problems=[problem])
-        generator.require(made, refused)  # while it worked it saw the samples of this attempt only
-        others = sum(retokenized(row) for _, row in read_json_lines(run.path / ROWS))
-        return {"rows": made, "rejected": refused, "retokenized": others}
+        (run.path / ANSWERS).unlink(missing_ok=True)
+        return tally.figures | (spending.figures if spending else {})
 
 
-async def _write(
-    run: Run,
-    generator: Generator,
-    model: TextModel | None,
-    rows: AppendLog,
-    rejected: AppendLog,
-    advance: Callable[[int], None],
-) -> None:
-    """Append each sample as it comes. What was appended before is not asked for again."""
-    start = rows.count + rejected.count
-    async with aclosing(generator.samples(start, model)) as samples:
-        async for sample in samples:
-            assert sample.position == rows.count + rejected.count, "samples come in order of position"
-            log = rows if sample.rejected is None else rejected
-            log.append(_line(sample), sync=False)
-            advance(1)
-            if run.stop() is not None:
-                break
-    rows.sync()
-    rejected.sync()
-    run.check_stop()
+@dataclass
+class _Tally:
+    """What the samples of all attempts are."""
+
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    retokenized: int = 0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count a line of the two files."""
+        from limbeck.data import retokenized
+
+        if "rejected" in line:
+            self.rejected[reason_of(str(line["rejected"]))] += 1
+            return
+        self.rows += 1
+        self.truncated += line.get("finish_reason") == "length"
+        self.retokenized += retokenized(line)
+
+    @property
+    def figures(self) -> Figures:
+        """Figures of the stage."""
+        found: Figures = {"rows": self.rows, "rejected": self.rejected.total()}
+        found |= {f"rejected.{reason}": count for reason, count in sorted(self.rejected.items())}
+        return {**found, "truncated": self.truncated, "retokenized": self.retokenized}
 
 
-def _line(sample: Sample) -> dict[str, Any]:
-    line = {**sample.row, "lineage": {"position": sample.position, **sample.lineage}}
-    return line if sample.rejected is None else {**line, "rejected": sample.rejected}
+def _count(folder: Path) -> _Tally:
+    tally = _Tally()
+    for name in (ROWS, REJECTED):
+        for _, line in read_json_lines(folder / name):
+            tally.add(line)
+    return tally
 
 
-def _text_model(run: Run) -> TextModel:
-    """The teacher with its tokenizer, checked once, as a generator sees it."""
+@dataclass
+class _Writer:
+    """Appends each sample as it comes. What was appended before is not asked for again."""
+
+    run: Run
+    generator: Generator
+    rows: AppendLog
+    rejected: AppendLog
+    tally: _Tally
+    model: TextModel | None = None
+    said: SaidLog | None = None
+
+    @property
+    def done(self) -> int:
+        """Samples in the two files."""
+        return self.rows.count + self.rejected.count
+
+    def require(self) -> None:
+        """Stop as soon as too few samples can become usable. A generator that knows no count is asked at the end."""
+        count = self.generator.count()
+        if count is not None:
+            self.generator.require(self.tally.rows, self.tally.rejected, max(0, count - self.done))
+
+    async def write(self, advance: Callable[[int], None], spending: Spending | None) -> None:
+        """Write what is left. Raises Interrupted where a signal came, with all on disk that was answered."""
+        try:
+            async with AsyncExitStack() as stack:
+                if spending is not None:
+                    await stack.enter_async_context(_watched(spending))
+                samples = await stack.enter_async_context(aclosing(self.generator.samples(self.done, self.model)))
+                async for sample in samples:
+                    self._append(sample)
+                    advance(1)
+                    if self.run.stop() is not None:
+                        break
+                    self.require()
+        except asyncio.CancelledError:
+            if self.run.stop() is None:
+                raise
+        finally:
+            for log in (self.said, self.rows, self.rejected):
+                if log is not None:
+                    log.sync()
+            if spending is not None:
+                spending.tell()
+        self.run.check_stop()
+        self.generator.require(self.tally.rows, self.tally.rejected, 0)
+
+    def _append(self, sample: Sample) -> None:
+        assert sample.position == self.done, "samples come in order of position"
+        line = {**sample.row, "lineage": {"position": sample.position, **sample.lineage}}
+        if self.said is not None and sample.said is not None and sample.rejected is None:
+            self.said.append(sample.position, sample.said)
+        log = self.rows if sample.rejected is None else self.rejected
+        if sample.rejected is not None:
+            line["rejected"] = sample.rejected
+        log.append(line, sync=False)
+        self.tally.add(line)
+
+
+@asynccontextmanager
+async def _watched(spending: Spending) -> AsyncGenerator[None, None]:
+    """Tell of what is spent while the body works."""
+    work = asyncio.current_task()
+    assert work is not None, "the desk runs a task"
+    watch = asyncio.create_task(spending.watch(work))
+    try:
+        yield
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+
+
+def _source(run: Run, generator: Generator, stack: ExitStack, writer: _Writer) -> Spending | None:
+    """Give the writer the model that the generator asks, if it does; returns what counts its cost, if it has one."""
     from limbeck.runs.label import checked_teacher
-    from limbeck.teachers.text import TeacherText
+    from limbeck.teachers.answers import Answers
+    from limbeck.teachers.text import ApiText, TeacherText
 
+    if not generator.needs_teacher:
+        return None
     tokenizer = run.contents.loaded_tokenizer
-    return TeacherText(checked_teacher(run, tokenizer), tokenizer)
+    text = run.contents.text_teacher
+    if text is None:
+        teacher = checked_teacher(run, tokenizer)
+        logprobs = said_logprobs(run.recipe, teacher.info())
+        writer.model, spending = TeacherText(teacher, tokenizer, logprobs), None
+    else:
+        answers = stack.enter_context(Answers(run.path / ANSWERS))
+        _tell_mended(run, answers.repaired)
+        logprobs = said_logprobs(run.recipe, text)
+        model = ApiText(run.desk.text_teacher, answers, tokenizer, logprobs)
+        spending = Spending(run, run.desk.text_teacher)
+        writer.model = SmokeGate(model, generator, run.recipe.data, tokenizer, lambda: spending.text)
+    if logprobs:
+        writer.said = stack.enter_context(SaidLog(run.path / SAID))
+        _tell_mended(run, writer.said.repaired)
+    return spending
+
+
+def _tell_mended(run: Run, *repaired: str | None) -> None:
+    for message in repaired:
+        if message:
+            run.log.warn("LOG_MENDED", message)

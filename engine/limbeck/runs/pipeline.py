@@ -19,6 +19,7 @@ from limbeck.runs.folder import RunFolder, check_folder
 from limbeck.runs.generate import Generate
 from limbeck.runs.label import Label
 from limbeck.runs.prepare import Prepare
+from limbeck.runs.said import said_logprobs
 from limbeck.runs.stage import Interrupted, Run, Stage, execute, plan
 from limbeck.runs.train import Train, Twin
 from limbeck.runs.write import Report
@@ -78,6 +79,7 @@ def run_recipe(
             found = check(recipe, registry, contents)
             found.raise_problems()
             warnings = found.warnings
+        _refuse_labels(recipe, contents, until)
     with (
         recipe.placing(),
         RunFolder(recipe.output) as folder,
@@ -110,6 +112,16 @@ def run_recipe(
         finally:
             _finish(log, last)
     return folder.path
+
+
+def _refuse_labels(recipe: Recipe, contents: Contents, until: str | None) -> None:
+    """Raise CAPABILITY_MISSING where signals are asked for of a teacher that gives none."""
+    if until == "label" and contents.text_teacher is not None and not said_logprobs(recipe, contents.text_teacher):
+        message = f"{contents.text_teacher.name} answers with text: there are no signals to capture"
+        problem = Problem(
+            message, str(recipe.path), field="teacher", hint=f"train on its text: limbeck run {recipe.path}"
+        )
+        raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
 
 
 def _all_done(recipe: Recipe, stages: list[Stage], contents: Contents) -> bool:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import Problem, Reason
 from limbeck.files import existing_parent
-from limbeck.interfaces import Generator, TeacherInfo
+from limbeck.interfaces import Generator, TeacherInfo, TextTeacherInfo
 from limbeck.runs.contents import Contents, row_files
 from limbeck.runs.estimates import Sizes, disk, memory, read_sizes, steps
 from limbeck.runs.findings import Preflight, told_as_fault
 from limbeck.runs.folder import check_folder
 from limbeck.runs.label import holdout_want, stored_want
 from limbeck.runs.stage import Record
+from limbeck.runs.text_checks import cost_at_most, loss_problems
 from limbeck.teachers.folder import check_layers, model_folder, text_config
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class _Check:
         self.contents = contents
         self.gone = {str(use.resolved): use.field for use in recipe.paths if not use.resolved.exists()}
         self.found = Preflight(told=set(self.gone))
-        self.info: TeacherInfo | None = None
+        self.teacher: Any = None
+        self.info: TeacherInfo | None = None  # of a teacher on token ids
+        self.text: TextTeacherInfo | None = None  # of one that is asked with text
+        self.prompt_tokens = 0
         self.tokenizer: Tokenizer | None = None
         self.figures: dict[str, float] = {}
         self.chat_rows = False
@@ -97,12 +101,15 @@ class _Check:
         if self._misses(self.recipe.teacher.field):
             return
         with told_as_fault(self.recipe.teacher):
-            self.info = self.recipe.teacher.make().info()
-        facts = asdict(self.info)
-        facts["capabilities"] = sorted(self.info.capabilities)
-        self.found.facts["teacher"] = facts
+            self.teacher = self.recipe.teacher.make()
+            info: TeacherInfo | TextTeacherInfo = self.teacher.info()
+        if isinstance(info, TextTeacherInfo):
+            self.text = info
+        else:
+            self.info = info
+        self.found.facts["teacher"] = {**asdict(info), "capabilities": sorted(info.capabilities)}
         if self.contents.teacher_folder is None and self.recipe.student.from_ is not None:
-            message = f"{self.info.name} has no weights on this machine that a student could be made from"
+            message = f"{info.name} has no weights on this machine that a student could be made from"
             self.found.refuse(Reason.MODEL_INVALID, message, field="student.from", hint="name a model or a config")
 
     def _layers(self) -> None:
@@ -158,6 +165,8 @@ class _Check:
         from limbeck.recipe import wanted
         from limbeck.teachers.requests import check_score
 
+        if self.text is not None:
+            self.found.problems += [(Reason.CAPABILITY_MISSING, one) for one in loss_problems(self.recipe, self.text)]
         if self.info is None:
             return
         want, stored = wanted(self.recipe.losses), stored_want(self.recipe)
@@ -170,6 +179,7 @@ class _Check:
             if (asked := wanted([loss])).primitives():
                 with self.found.collect(loss.field, inside=True):
                     check_score(self.info, [], asked)
+                    self.teacher.score([], asked)  # begins nothing, but refuses what only this teacher knows of
         if (held := holdout_want(self.recipe, self.info)) is not None:
             with self.found.collect("data.holdout"):
                 check_score(self.info, [], held)
@@ -202,12 +212,19 @@ class _Check:
                 if count is not None:
                     self._too_many_held_out(count)
         self._prompts(files)
+        if self.text is not None and generator.needs_teacher and self.tokenizer is not None:
+            with self.found.collect(bound.field):
+                self.found.facts["generation"] = cost_at_most(generator, self.prompt_tokens, self.text)
 
     def _rows(self) -> None:
         from limbeck.data import prepare, read_rows
 
         recipe, spec = self.recipe, self.recipe.data
         files = row_files(recipe)
+        if self.text is not None:
+            message = f"teacher {self.text.name} is asked nothing: the rows are there, and it answers with text alone"
+            hint = "leave it out, or let data.generator ask it"
+            self.found.warnings.append(Problem(message, field="teacher", hint=hint))
         there = [path for path in files if str(path) not in self.gone]
         rows, problems = read_rows(there)
         self.chat_rows = any("messages" in row.value for row in rows)
@@ -262,6 +279,7 @@ class _Check:
                     return
             with self.found.collect("data"):
                 length = len(self.tokenizer.encode_prompt(prompt))
+                self.prompt_tokens += length
                 if length >= own:
                     message = f"the prompt has {length} tokens, data.max_length is {self.recipe.data.max_length}"
                     hint = "nothing of an answer would be left to train; raise it, or shorten the prompt"

@@ -26,7 +26,10 @@ class Prepare:
     after: tuple[str, ...] = ("generate",)
 
     def inputs(self, contents: Contents) -> Mapping[str, Any]:
-        rules = contents.recipe.data.model_dump(mode="json", exclude={"path", "generator", "chat_template", "bos"})
+        others = {"path", "generator", "smoke_rows", "chat_template", "bos"}  # the latter two: see contents.tokenizer
+        rules = contents.recipe.data.model_dump(mode="json", exclude=others)
+        if rules["rationale"] is None:
+            del rules["rationale"]  # sequences that were prepared before there was such a rule stay good
         return {"data": rules, "tokenizer": contents.tokenizer, "rows": contents.rows}
 
     def run(self, run: Run) -> Figures:

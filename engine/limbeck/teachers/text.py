@@ -24,16 +24,19 @@ if TYPE_CHECKING:
     from limbeck.data import Tokenizer
     from limbeck.teachers.answers import Answers
 
+OTHER_TOKENS = "tokens are not the student's"  # why an answer whose tokens were told of is rejected
+
 
 class TeacherText:
     """Implements :class:`limbeck.interfaces.TextModel`.
 
     `lineage` says which teacher writes, by digests of contents, for the rows that come of it. A text that, read again,
     gives other tokens than the teacher wrote is marked `retokenized` in its own lineage: a row keeps the text only.
+    `logprobs`: so many likeliest ids are told of each written token, whatever the generator's sampling says.
     """
 
-    def __init__(self, teacher: Teacher, tokenizer: Tokenizer) -> None:
-        self._teacher, self._tokenizer = teacher, tokenizer
+    def __init__(self, teacher: Teacher, tokenizer: Tokenizer, logprobs: int = 0) -> None:
+        self._teacher, self._tokenizer, self._logprobs = teacher, tokenizer, logprobs
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -56,6 +59,7 @@ class TeacherText:
         from limbeck.data import answer_ids
 
         asked = self._encoded(prompts, first_id)
+        sampling = replace(sampling, logprobs=self._logprobs)
         async with aclosing(self._teacher.generate(asked, sampling)) as completions:
             async for completion in completions:
                 text = self._tokenizer.decode(completion.ids)
@@ -85,11 +89,12 @@ class ApiText:
 
     Each answer goes into `answers` before it is handed on, and is taken from there when it is asked for again: a
     resumed generator asks for prompts that were answered, and no answer is paid for twice. What the service says of an
-    answer stands in its lineage as `answer`.
+    answer stands in its lineage as `answer`. With `logprobs` it tells of that many likeliest tokens; an answer whose
+    tokens are not those of the student's `tokenizer` is then rejected, since nothing else can tell of it.
     """
 
-    def __init__(self, teacher: TextTeacher, answers: Answers) -> None:
-        self._teacher, self._answers = teacher, answers
+    def __init__(self, teacher: TextTeacher, answers: Answers, tokenizer: Tokenizer, logprobs: int = 0) -> None:
+        self._teacher, self._answers, self._tokenizer, self._logprobs = teacher, answers, tokenizer, logprobs
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -101,20 +106,27 @@ class ApiText:
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int
     ) -> AsyncGenerator[Written, None]:
         """The answers as they are ready, those that are known first. Raises what the teacher raises, DISK_FULL."""
+        sampling = replace(sampling, logprobs=self._logprobs)
         asked = {first_id + place: TextPrompt(first_id + place, prompt) for place, prompt in enumerate(prompts)}
         known = {item_id: self._answers.get(prompt, sampling) for item_id, prompt in asked.items()}
         for item_id, answer in known.items():
             if answer is not None:
-                yield _written(answer, item_id - first_id)
+                yield self._written(answer, prompts[item_id - first_id], item_id - first_id)
         fresh = [prompt for item_id, prompt in asked.items() if known[item_id] is None]
         if not fresh:
             return
         async with aclosing(self._teacher.complete(fresh, sampling)) as answers:
             async for answer in answers:
                 self._answers.add(asked[answer.item_id], sampling, answer)
-                yield _written(answer, answer.item_id - first_id)
+                place = answer.item_id - first_id
+                yield self._written(answer, prompts[place], place)
 
+    def _written(self, answer: TextCompletion, prompt: str | list[dict[str, Any]], place: int) -> Written:
+        from limbeck.teachers.aligned import said_of
 
-def _written(answer: TextCompletion, place: int) -> Written:
-    lineage = {"answer": answer.lineage} if answer.lineage else {}
-    return Written(place, answer.text, answer.finish_reason, answer.rejected, lineage=lineage)
+        said, rejected = None, answer.rejected
+        if self._logprobs and rejected is None and answer.text.strip():
+            said = said_of(answer, prompt, self._tokenizer, self._logprobs)
+            rejected = None if said else OTHER_TOKENS
+        lineage = {"answer": answer.lineage} if answer.lineage else {}
+        return Written(place, answer.text, answer.finish_reason, rejected, said, lineage)

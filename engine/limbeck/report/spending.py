@@ -1,0 +1,49 @@
+"""What a teacher that is asked with text was asked and cost: the names of its figures, and words for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from limbeck.errors import counted
+from limbeck.report.numbers import short
+
+PREFIX = "teacher."  # of these names among the figures of a stage and the values of Metrics
+COST = f"{PREFIX}cost."  # followed by the name of the money: teacher.cost.USD
+_SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
+
+
+def figures_of(usage: Mapping[str, float], currency: str) -> dict[str, float]:
+    """A teacher's usage under the names of events and reports: teacher.calls, teacher.cost.USD."""
+    return {COST + currency if name == "cost" else PREFIX + name: float(value) for name, value in usage.items()}
+
+
+def money(amount: float, currency: str) -> str:
+    """`$0.012`, `$3.40`, `0.02 CHF`."""
+    text = f"{amount:,.2f}" if amount >= 1 else short(amount, 2)
+    sign = _SIGNS.get(currency)
+    return f"{sign}{text}" if sign else f"{text} {currency}"
+
+
+def cost_of(figures: Mapping[str, float]) -> tuple[float, str] | None:
+    """(amount, currency) among figures, None where no price is known."""
+    return next(((value, name[len(COST) :]) for name, value in figures.items() if name.startswith(COST)), None)
+
+
+def spending_text(figures: Mapping[str, float], share: float | None = None) -> str | None:
+    """`16 calls (3 answers from the cache), 1,200 tokens read, 340 written, $0.012 of about $0.40`.
+
+    `share` of the work that is done gives the projection. None where `figures` tell of no teacher.
+    """
+    known = {name.removeprefix(PREFIX): int(value) for name, value in figures.items() if name.startswith(PREFIX)}
+    if "calls" not in known:
+        return None
+    more = [f"{counted(known['cached'], 'answers')} from the cache"] if known.get("cached") else []
+    more += [f"{known['retries']:,} tried again"] if known.get("retries") else []
+    parts = [counted(known["calls"], "calls") + (f" ({', '.join(more)})" if more else "")]
+    parts.append(f"{counted(known.get('prompt_tokens', 0), 'tokens')} read")
+    parts.append(f"{known.get('completion_tokens', 0):,} written")
+    if (cost := cost_of(figures)) is not None:
+        amount, currency = cost
+        about = f" of about {money(amount / share, currency)}" if share and share < 1 else ""
+        parts.append(money(amount, currency) + about)
+    return ", ".join(parts)

@@ -1,0 +1,293 @@
+"""What an endpoint sent, read: one shape for the three apis, whole or streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from limbeck.data import reject_reason
+from limbeck.interfaces import TextToken
+from limbeck_openai.faults import Fault, of_error_event, shown
+from limbeck_openai.keys import Key
+from limbeck_openai.requests import Request
+from limbeck_openai.tally import Usage
+
+Finish = Literal["stop", "length"]
+_STOP = ("stop", "eos", "end_turn", "stop_sequence")
+_NOT_DONE = (None, "", "error", "abort")  # the service broke off: not an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was paid for. `usage` None: the service did not say. `rejected`: why it must not be trained."""
+
+    text: str
+    finish: Finish
+    rejected: str | None = None
+    reasoning: str = ""
+    model: str | None = None
+    fingerprint: str | None = None
+    usage: Usage | None = None
+    tokens: tuple[TextToken, ...] | None = None
+
+    def to_json(self) -> str:
+        """One line, for the cache. Bytes are written as latin-1."""
+        value = {
+            "text": self.text,
+            "finish": self.finish,
+            "rejected": self.rejected,
+            "reasoning": self.reasoning,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "usage": self.usage and [self.usage.read, self.usage.written],
+            "tokens": self.tokens
+            and [
+                [t.text.decode("latin-1"), t.logprob, [[b.decode("latin-1"), v] for b, v in t.top]] for t in self.tokens
+            ],
+        }
+        return json.dumps(value, ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Answer:
+        """The reverse of :meth:`to_json`."""
+        value = json.loads(text)
+        usage, tokens = value.pop("usage"), value.pop("tokens")
+        read = None
+        if tokens is not None:
+            read = tuple(
+                TextToken(t.encode("latin-1"), p, tuple((b.encode("latin-1"), v) for b, v in top))
+                for t, p, top in tokens
+            )
+        return cls(**value, usage=Usage(*usage) if usage else None, tokens=read)
+
+
+def read_answer(request: Request, raw: str, key: Key) -> Answer:
+    """The answer in the body of a 200. Raises Fault where it is none."""
+    try:
+        value = json.loads(raw)
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except ValueError:
+        raise Fault("failed", f"not an answer: {shown(key.hide(raw))}", paid=True) from None
+    return read_value(request, value, key)
+
+
+def read_value(request: Request, value: dict[str, Any], key: Key) -> Answer:
+    """The answer in a JSON object. Raises Fault: an error inside, no end, no log-probabilities though asked."""
+    value = key.hide_in(value)
+    if value.get("error"):
+        raise of_error_event(value["error"], key)
+    try:
+        reader = {"chat": _chat, "completions": _completion, "responses": _response}[request.api]
+        text, reasoning, finish, reason, tokens = reader(value)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise Fault("failed", f"not an answer: {shown(json.dumps(value, ensure_ascii=False))}", paid=True) from None
+    usage = read_usage(value)
+    if finish in _NOT_DONE:
+        raise Fault("failed", f"broken off: finish_reason {finish!r}", paid=True, usage=usage)
+    rejected = reason or _rejection(text, finish)
+    kept: tuple[TextToken, ...] | None = None
+    if request.logprobs and rejected is None:
+        if not tokens:
+            words = "the endpoint tells no log-probabilities though they were asked; set logprobs: 0"
+            raise Fault("all", words, paid=True, usage=usage)
+        kept = _of_text(tokens, text, finish, request.logprobs)
+        if kept is None:
+            rejected = "failed: its tokens do not make its text"
+    return Answer(
+        text=text,
+        finish="length" if finish == "length" else "stop",
+        rejected=rejected,
+        reasoning=reasoning,
+        model=_text(value.get("model")) or None,
+        fingerprint=_text(value.get("system_fingerprint")) or None,
+        usage=usage,
+        tokens=kept,
+    )
+
+
+def _rejection(text: str, finish: str | None) -> str | None:
+    if finish == "content_filter":
+        return "content_filter"
+    if finish in ("tool_calls", "function_call"):
+        return "tool_calls"
+    if finish not in (*_STOP, "length"):
+        return f"failed: finish_reason {finish!r}"
+    return reject_reason(text)
+
+
+_Read = tuple[str, str, str | None, str | None, "list[TextToken] | None"]
+
+
+def _chat(value: Mapping[str, Any]) -> _Read:
+    choice = value["choices"][0]
+    message = choice["message"]
+    finish = choice.get("finish_reason")
+    reason = None
+    if message.get("refusal"):
+        reason = "refused"
+    elif message.get("tool_calls") and finish != "content_filter":
+        reason = "tool_calls"
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
+    listed = (choice.get("logprobs") or {}).get("content")
+    return _text(message.get("content")), reasoning, finish, reason, _tokens(listed)
+
+
+def _completion(value: Mapping[str, Any]) -> _Read:
+    choice = value["choices"][0]
+    tokens = None
+    if told := choice.get("logprobs"):
+        tops = told.get("top_logprobs") or [{}] * len(told["tokens"])
+        tokens = [
+            TextToken(_piece(token), float(logprob), tuple((_piece(t), float(v)) for t, v in (top or {}).items()))
+            for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
+        ]
+    return _text(choice["text"]), "", choice.get("finish_reason"), None, tokens
+
+
+def _response(value: Mapping[str, Any]) -> _Read:
+    texts: list[str] = []
+    reasoning: list[str] = []
+    tokens: list[TextToken] = []
+    reason = None
+    for item in value["output"]:
+        if item["type"] == "message":
+            for part in item["content"]:
+                if part["type"] == "refusal":
+                    reason = "refused"
+                elif part["type"] == "output_text":
+                    texts.append(part["text"])
+                    tokens += _tokens(part.get("logprobs")) or []
+        elif item["type"] == "reasoning":
+            reasoning += [part["text"] for part in item.get("content") or item.get("summary") or []]
+        elif item["type"].endswith("_call"):
+            reason = reason or "tool_calls"
+    finish: str | None = {"completed": "stop", "failed": "error"}.get(str(value["status"]))
+    if value["status"] == "incomplete":
+        why = (value.get("incomplete_details") or {}).get("reason")
+        finish = {"max_output_tokens": "length", "content_filter": "content_filter"}.get(str(why), str(why))
+    return "".join(texts), "\n".join(reasoning), finish, reason, tokens or None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _tokens(listed: Any) -> list[TextToken] | None:
+    if not listed:
+        return None
+    return [
+        TextToken(_bytes(t), float(t["logprob"]), tuple((_bytes(o), float(o["logprob"])) for o in t["top_logprobs"]))
+        for t in listed
+    ]
+
+
+def _bytes(token: Mapping[str, Any]) -> bytes:
+    given = token.get("bytes")
+    return bytes(given) if given is not None else _piece(token["token"])
+
+
+def _piece(token: str) -> bytes:
+    """A token of the old completions api: its text, or `bytes:\\xNN…` where it is no whole character."""
+    if token.startswith("bytes:"):
+        return token.removeprefix("bytes:").encode("ascii").decode("unicode_escape").encode("latin-1")
+    return token.encode()
+
+
+def _of_text(tokens: list[TextToken], text: str, finish: str | None, count: int) -> tuple[TextToken, ...] | None:
+    """The tokens whose bytes make the text; None where they do not.
+
+    A service may tell of the end token too, as one more token after the whole text (vLLM: ``<eos>``). It is told with
+    the bytes b"", there and wherever the same name is among the likeliest.
+    """
+    whole = text.encode()
+    if b"".join(token.text for token in tokens) != whole:
+        *written, end = tokens
+        if finish == "length" or not end.text or b"".join(token.text for token in written) != whole:
+            return None
+        name = end.text
+        tokens = [*written, TextToken(b"", end.logprob, end.top)]
+        tokens = [TextToken(t.text, t.logprob, tuple((b"" if b == name else b, v) for b, v in t.top)) for t in tokens]
+    best = [sorted(token.top, key=lambda pair: -pair[1])[:count] for token in tokens]
+    return tuple(TextToken(t.text, t.logprob, tuple(top)) for t, top in zip(tokens, best, strict=True))
+
+
+def read_usage(value: Mapping[str, Any]) -> Usage | None:
+    """Tokens read and written of an answer; None where it does not say."""
+    told = value.get("usage")
+    if not isinstance(told, dict):
+        return None
+    found = [told.get(new, told.get(old)) for new, old in _USAGE]
+    if not all(type(number) is int and number >= 0 for number in found):
+        return None
+    return Usage(*found)  # type: ignore[arg-type]  # checked right above
+
+
+_USAGE = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+
+
+class Parts:
+    """The parts of a streamed answer, put together to what the whole one would be."""
+
+    def __init__(self, request: Request, key: Key) -> None:
+        self._request, self._key = request, key
+        self._whole: dict[str, Any] = {}
+        self._final: dict[str, Any] | None = None
+        self._texts: dict[str, list[str]] = {}
+        self._logprobs: dict[str, list[Any]] = {}
+        self._calls = False
+        self._finish: str | None = None
+        self._begun = False
+
+    @property
+    def model(self) -> str | None:
+        """The model's name, once a part has told it."""
+        return _text(self._whole.get("model")) or None
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """One event's JSON. Raises Fault for an error among them."""
+        if part.get("error"):
+            raise of_error_event(part["error"], self._key)
+        if self._request.api == "responses":
+            self._add_event(part)
+            return
+        self._whole |= {name: part[name] for name in ("model", "system_fingerprint", "usage") if part.get(name)}
+        for choice in part.get("choices") or []:
+            if choice.get("index", 0) != 0:
+                continue
+            self._begun = True
+            delta = choice.get("delta") or {"text": choice.get("text")}
+            for name in ("content", "refusal", "reasoning_content", "reasoning", "text"):
+                if isinstance(delta.get(name), str):
+                    self._texts.setdefault(name, []).append(delta[name])
+            self._calls |= bool(delta.get("tool_calls"))
+            for name, listed in (choice.get("logprobs") or {}).items():
+                self._logprobs.setdefault(name, []).extend(listed or [])
+            self._finish = choice.get("finish_reason") or self._finish
+
+    def _add_event(self, event: Mapping[str, Any]) -> None:
+        inner = event.get("response")
+        if event.get("type") == "error":
+            raise of_error_event(dict(event), self._key)
+        if isinstance(inner, dict):
+            self._whole = dict(inner)
+            if event.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+                self._final = dict(inner)
+
+    def answer(self) -> Answer:
+        """The answer. Raises Fault where the stream was cut: its end never came."""
+        if self._request.api == "responses":
+            if self._final is None:
+                raise Fault("failed", "the stream was cut: no end came", paid=True)
+            return read_value(self._request, self._final, self._key)
+        if not self._begun or self._finish is None:
+            raise Fault("failed", "the stream was cut: no finish_reason came", paid=True)
+        joined: dict[str, Any] = {name: "".join(parts) for name, parts in self._texts.items()}
+        choice: dict[str, Any] = {"finish_reason": self._finish, "logprobs": self._logprobs or None}
+        if self._request.api == "chat":
+            choice["message"] = {**joined, "tool_calls": self._calls}
+        else:
+            choice["text"] = joined.get("text", "")
+        return read_value(self._request, {**self._whole, "choices": [choice]}, self._key)

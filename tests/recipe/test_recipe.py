@@ -115,6 +115,10 @@ HINTS = {
         {"losses": "[{plugin: jsd, top_k: {plugin: linear, start: 1, end: 2}}]"},
         "this field cannot be a schedule",
     ),
+    "weights of tokens for a loss on rows": (
+        {"losses": "[{plugin: contrastive}]", "data": "{path: a, rationale: {tag: think, weight: 0.5}}"},
+        "leave weight out, or take the rationale out by keep: false",
+    ),
     "a plugin left out": ({"losses": "[{weight: 1}]"}, "name a loss plugin: contrastive, cross_entropy"),
 }
 

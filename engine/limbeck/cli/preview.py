@@ -31,7 +31,8 @@ def command(
     """Show rows as the student reads them, with the tokens that are trained marked.
 
     Takes a recipe, or a file of rows with --tokenizer. Trained tokens are underlined on a terminal and stand between
-    ⟦ and ⟧ elsewhere; a control token that is only spelled in a text has a backslash before it. Bad rows are listed
+    ⟦ and ⟧ elsewhere; those that weigh more or less than others are yellow there, and begin with their weight here
+    (⟦0.3×…⟧). A control token that is only spelled in a text has a backslash before it. Bad rows are listed
     with their reasons; where there are any, and they are not to be set aside, the exit code is 2.
     """
     from limbeck.cli.output import emit_json, error_json
@@ -137,6 +138,7 @@ def _as_json(
                 "chosen": sequence.chosen,
                 "ids": sequence.ids.tolist(),
                 "trained": sequence.trained.tolist(),
+                **({} if sequence.weights is None else {"weights": sequence.weights.tolist()}),
                 "trained_text": trained_texts(tokenizer, sequence),
                 "text": bracketed(found),
             }
@@ -170,7 +172,7 @@ def _print(
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for split, sequence in sequences:
         kind = "" if sequence.pair < 0 else (", chosen" if sequence.chosen else ", rejected")
-        trained = int(sequence.trained.sum())
+        trained = len(sequence.kept)
         head = f"── {sequence.source}:{sequence.line} ({split}{kind}; {len(sequence.ids)} tokens, {trained} trained)"
         found = parts(tokenizer, sequence)
         click.echo(f"{head}\n{_styled(found) if coloured else bracketed(found)}\n")
@@ -191,9 +193,10 @@ def _print(
 
 
 def _styled(found: list[Part]) -> str:
-    return "".join(
-        click.style(
-            part.text, fg="magenta" if part.control else "green" if part.trained else None, underline=part.trained
-        )
-        for part in found
-    )
+    return "".join(click.style(part.text, fg=_colour(part), underline=part.trained) for part in found)
+
+
+def _colour(part: Part) -> str | None:
+    if part.control:
+        return "magenta"
+    return None if not part.trained else "green" if part.weight == 1 else "yellow"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.data.chat import TemplateError
+from limbeck.data.rationale import dropped, inside
 from limbeck.data.rows import Message, Row
 from limbeck.data.sequence import TokenSequence
 from limbeck.data.split import held_out, split_groups
@@ -18,7 +19,7 @@ from limbeck.data.tokenizer import Piece, Tokenizer
 from limbeck.errors import LimbeckError, Problem, Reason, counted
 
 if TYPE_CHECKING:
-    from limbeck.recipe import DataSpec
+    from limbeck.recipe import DataSpec, RationaleSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """The sequences of one row. `lost_tokens` and `lost_bytes` were trained ones that the limit cut off."""
+    """The sequences of one row. `lost_tokens` and `lost_bytes` were trained ones that the limit cut off.
+
+    `rationale`: tokens of the answers' rationale, None where there is none; 0 where it was dropped.
+    """
 
     sequences: list[TokenSequence]
     notes: list[Problem]
     truncated: bool = False
     lost_tokens: int = 0
     lost_bytes: int = 0
+    rationale: int | None = None
 
 
 class _Bad(Exception):
@@ -76,7 +81,7 @@ def prepare(
     bad = list(problems)
     for row in rows:
         try:
-            good.append((row, _encode(row, tokenizer, spec.max_length)))
+            good.append((row, _encode(row, tokenizer, spec.max_length, spec.rationale)))
         except _Bad as fault:
             bad.append(Problem(str(fault), file=row.source, line=row.line, field=fault.field, hint=fault.hint))
     files = {file: place for place, file in reversed(list(enumerate(p.file for p in [*bad] if p.file)))}
@@ -143,13 +148,16 @@ def _assemble(good: list[tuple[Row, _Encoded]], bad: list[Problem], bad_rows: in
         "split_rows": sum(row.format == "messages" and len(encoded.sequences) > 1 for row, encoded in good),
         "pairs": sum(pairs),
         "tokens": sum(len(sequence.ids) for sequence in every),
-        "trained_tokens": sum(int(sequence.trained.sum()) for sequence in every),
+        "trained_tokens": sum(len(sequence.kept) for sequence in every),
         "longest": max(len(sequence.ids) for sequence in every),
         "truncated": sum(encoded.truncated for _, encoded in good),
         "lost_tokens": sum(encoded.lost_tokens for _, encoded in good),
         "lost_bytes": sum(encoded.lost_bytes for _, encoded in good),
         "retokenized": sum(retokenized(row.value) for row, _ in good),
     }
+    if spec.rationale is not None:
+        found = [encoded.rationale for _, encoded in good if encoded.rationale is not None]
+        figures |= {"rows_with_rationale": len(found), "rationale_tokens": sum(found)}
     if figures["retokenized"]:
         what = (
             f"{figures['retokenized']:,} of {counted(len(good), 'rows')} are trained as other tokens than those that "
@@ -163,33 +171,59 @@ def _is_chat(row: Row) -> bool:
     return "messages" in row.value or isinstance(row.value.get("prompt"), list)
 
 
-def _encode(row: Row, tokenizer: Tokenizer, max_length: int) -> _Encoded:
+def _encode(row: Row, tokenizer: Tokenizer, max_length: int, rationale: RationaleSpec | None = None) -> _Encoded:
     """Every sequence of a row. Raises _Bad."""
     notes: list[Problem] = []
     sequences: list[TokenSequence] = []
     cuts: list[tuple[int, int]] = []  # trained tokens and bytes that the limit took, by sequence
     emptied: _Bad | None = None
+    thought: int | None = None
+    if rationale is not None and not rationale.keep:
+        row, thought = _dropped(row, rationale.tag)
     for pieces, chosen, name in _pieces(row, tokenizer, notes):
         ids, trained, offsets = tokenizer.encode(pieces)
-        if not (trained & (offsets[:, 1] > offsets[:, 0])).any():
-            raise _Bad("nothing to train: no token of the answer's text is a target", name)
+        target, weights = trained, None
+        if rationale is not None and rationale.keep and row.format != "text":
+            marks = inside(pieces, rationale.tag, tokenizer, ids, offsets) & trained
+            if marks.any():
+                thought = (thought or 0) + int(marks[: max_length + len(ids) - _own(tokenizer, ids)].sum())
+                weights = np.where(marks, np.float32(rationale.weight), np.float32(1.0))
+                target = trained & (weights > 0)
+                weights = None if rationale.weight == 1 else weights
+        if not (target & (offsets[:, 1] > offsets[:, 0])).any():
+            why = "no token of the answer's text is a target"
+            if (trained & ~target).any():
+                why = "all of the answer is its rationale, whose weight is 0"
+            raise _Bad(f"nothing to train: {why}", name)
         limit = max_length + len(ids) - _own(tokenizer, ids)
-        lost, lost_bytes = int(trained[limit:].sum()), int(np.diff(offsets[limit:])[trained[limit:]].sum())
+        lost, lost_bytes = int(target[limit:].sum()), int(np.diff(offsets[limit:])[target[limit:]].sum())
         if lost:
             cuts.append((lost, lost_bytes))
             what = f"cut to {max_length} tokens: the last {lost} trained tokens ({lost_bytes} bytes) are lost"
             notes.append(Problem(what, file=row.source, line=row.line, field=name))
-        if not trained[:limit].any():
-            emptied = _Bad(_too_long(tokenizer, pieces, max_length), name)
+        if not target[:limit].any():
+            emptied = _Bad(_too_long(tokenizer, pieces, max_length, limit, trained), name)
             continue
-        end = int(np.flatnonzero(trained[:limit])[-1]) + 1  # what follows the last target is nobody's context
+        end = int(np.flatnonzero(target[:limit])[-1]) + 1  # what follows the last target is nobody's context
+        weights = None if weights is None else weights[:end]
         place = (row.source, row.line)
-        sequences.append(TokenSequence(0, ids[:end], trained[:end], offsets[:end], *place, chosen=chosen))
+        sequences.append(
+            TokenSequence(0, ids[:end], trained[:end], offsets[:end], *place, chosen=chosen, weights=weights)
+        )
     if emptied is not None and (not sequences or row.format == "preference"):
         raise emptied
     if row.format == "preference" and np.array_equal(sequences[0].ids, sequences[1].ids):
         raise _Bad("chosen and rejected are the same tokens", "rejected", f"within max_length {max_length}")
-    return _Encoded(sequences, notes, bool(cuts), sum(cut[0] for cut in cuts), sum(cut[1] for cut in cuts))
+    return _Encoded(sequences, notes, bool(cuts), sum(cut[0] for cut in cuts), sum(cut[1] for cut in cuts), thought)
+
+
+def _dropped(row: Row, tag: str) -> tuple[Row, int | None]:
+    """A row without the rationale of its answers, and 0 where there was one. Raises _Bad where nothing is left."""
+    found, emptied = dropped(row, tag)
+    if emptied is not None:
+        hint = "an answer that was cut within its rationale says nothing yet: allow it more tokens"
+        raise _Bad("empty without its rationale", emptied, hint)
+    return found, None if found is row else 0
 
 
 def _own(tokenizer: Tokenizer, ids: npt.NDArray[np.int32]) -> int:
@@ -197,7 +231,11 @@ def _own(tokenizer: Tokenizer, ids: npt.NDArray[np.int32]) -> int:
     return len(ids) - int(tokenizer.bos_id is not None)
 
 
-def _too_long(tokenizer: Tokenizer, pieces: list[Piece], max_length: int) -> str:
+def _too_long(
+    tokenizer: Tokenizer, pieces: list[Piece], max_length: int, limit: int, trained: npt.NDArray[np.bool_]
+) -> str:
+    if trained[:limit].any():
+        return f"nothing left to train: prompt and rationale, whose weight is 0, fill max_length {max_length}"
     first = next(index for index, piece in enumerate(pieces) if piece.trained)
     prompt = _own(tokenizer, tokenizer.encode(pieces[:first])[0])
     return f"nothing left to train: the prompt alone has {prompt} tokens, max_length is {max_length}"

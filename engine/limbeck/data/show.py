@@ -15,23 +15,27 @@ _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of tokens of one kind. `text` as it is shown; `control`: one control token."""
+    """A run of tokens of one kind. `text` as it is shown; `control`: one control token; `weight` of trained tokens."""
 
     text: str
     trained: bool
     control: bool
+    weight: float = 1.0
 
 
 def parts(tokenizer: Tokenizer, sequence: TokenSequence) -> list[Part]:
     """Runs of tokens of one kind. In plain text, what spells a control token, or is no visible sign, is escaped."""
-    tokens = list(zip(sequence.ids.tolist(), sequence.trained.tolist(), strict=True))
+    weights = [1.0] * len(sequence.ids) if sequence.weights is None else sequence.weights.tolist()
+    weighed = [weight * trained for weight, trained in zip(weights, sequence.trained.tolist(), strict=True)]
+    tokens = list(zip(sequence.ids.tolist(), weighed, strict=True))
     found: list[Part] = []
-    for (trained, control), run in groupby(tokens, key=lambda token: (token[1], tokenizer.is_control(token[0]))):
+    for (weight, control), run in groupby(tokens, key=lambda token: (token[1], tokenizer.is_control(token[0]))):
         ids = [number for number, _ in run]
+        kind = (weight > 0, control, weight or 1.0)
         if control:
-            found += [Part(tokenizer.token_text(number), trained, True) for number in ids]
+            found += [Part(tokenizer.token_text(number), *kind) for number in ids]
         else:
-            found.append(Part(_plain(tokenizer, ids), trained, False))
+            found.append(Part(_plain(tokenizer, ids), *kind))
     return found
 
 
@@ -42,11 +46,12 @@ def trained_texts(tokenizer: Tokenizer, sequence: TokenSequence) -> list[str]:
 
 
 def bracketed(found: list[Part]) -> str:
-    """Parts as plain text, each trained run between ⟦ and ⟧."""
+    """Parts as plain text, each trained run of one weight between ⟦ and ⟧; a weight that is not 1 leads it: ⟦0.3×…⟧."""
     text = ""
-    for trained, run in groupby(found, key=lambda part: part.trained):
+    for (trained, weight), run in groupby(found, key=lambda part: (part.trained, part.weight)):
         piece = "".join(part.text for part in run)
-        text += f"{OPEN}{piece}{CLOSE}" if trained else piece
+        told = "" if weight == 1 else f"{weight:g}×"
+        text += f"{OPEN}{told}{piece}{CLOSE}" if trained else piece
     return text
 
 

@@ -14,6 +14,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import write_atomic
 
 FORMAT = b"limbeck.sequences/1"
+WEIGHTED = b"limbeck.sequences/2"  # the same with a column of weights, which only files have that need it
 _BATCH = 256  # sequences checked and read at once
 
 
@@ -21,7 +22,8 @@ def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
     """Write all of a split's sequences, or nothing. Raises DISK_FULL."""
     import pyarrow as pa
 
-    schema = _schema()
+    weighted = any(sequence.weights is not None for sequence in sequences)
+    schema = _schema(weighted)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(sequences), _BATCH):
@@ -36,6 +38,8 @@ def write_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
                 [sequence.pair for sequence in part],
                 [sequence.chosen for sequence in part],
             ]
+            if weighted:
+                columns.append([b"" if s.weights is None else s.weights.astype("<f4").tobytes() for s in part])
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             batch = pa.record_batch(arrays, schema=schema)
             writer.write_batch(batch, custom_metadata={"crc32": str(_checksum(batch)), "first": str(start)})
@@ -58,7 +62,10 @@ class SequenceFile(Sequence[TokenSequence]):
         self._at: tuple[int, dict[str, list[Any]]] | None = None
         try:
             self._reader: Any = pa.ipc.open_file(pa.memory_map(str(path)))
-            if not self._reader.schema.equals(_schema()) or (self._reader.schema.metadata or {})[b"format"] != FORMAT:
+            format_ = (self._reader.schema.metadata or {})[b"format"]
+            # whether some of its tokens weigh more or less than others
+            self.weighted = format_ == WEIGHTED
+            if format_ not in (FORMAT, WEIGHTED) or not self._reader.schema.equals(_schema(self.weighted)):
                 raise ValueError("it is not of the format that this version writes")
             self._batches: int = self._reader.num_record_batches
             last = self._rows(self._batches - 1) if self._batches else {"index": []}
@@ -94,6 +101,7 @@ class SequenceFile(Sequence[TokenSequence]):
         rows = self._at[1]
         ids = np.frombuffer(rows["ids"][place], dtype="<i4").astype(np.int32)
         bits = np.frombuffer(rows["trained"][place], dtype=np.uint8)
+        weights = rows["weights"][place] if self.weighted else b""
         return TokenSequence(
             index=rows["index"][place],
             ids=ids,
@@ -103,6 +111,7 @@ class SequenceFile(Sequence[TokenSequence]):
             line=rows["line"][place],
             pair=rows["pair"][place],
             chosen=rows["chosen"][place],
+            weights=np.frombuffer(weights, dtype="<f4").astype(np.float32) if weights else None,
         )
 
     def _rows(self, number: int) -> dict[str, list[Any]]:
@@ -127,7 +136,7 @@ class SequenceFile(Sequence[TokenSequence]):
         return LimbeckError(Reason.STORE_DAMAGED, problems=[Problem(what, file=str(self.path), hint=hint)])
 
 
-def _schema() -> Any:
+def _schema(weighted: bool) -> Any:
     import pyarrow as pa
 
     fields = [
@@ -140,7 +149,10 @@ def _schema() -> Any:
         ("pair", pa.int64()),
         ("chosen", pa.bool_()),
     ]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields], metadata={b"format": FORMAT})
+    if weighted:
+        fields.append(("weights", pa.large_binary()))
+    metadata = {b"format": WEIGHTED if weighted else FORMAT}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields], metadata=metadata)
 
 
 def _checksum(batch: Any) -> int:

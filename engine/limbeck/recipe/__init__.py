@@ -4,7 +4,7 @@ from limbeck.recipe.bound import Bound, BoundLoss, Bounds
 from limbeck.recipe.load import Draft, Recipe, load_recipe, read_recipe
 from limbeck.recipe.paths import PathUse
 from limbeck.recipe.rules import wanted
-from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
+from limbeck.recipe.schema import DataSpec, EvaluationSpec, RationaleSpec, RecipeFile, SignalsSpec, StudentSpec
 from limbeck.recipe.training import TrainingSpec
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Draft",
     "EvaluationSpec",
     "PathUse",
+    "RationaleSpec",
     "Recipe",
     "RecipeFile",
     "SignalsSpec",

@@ -32,6 +32,7 @@ def cross_check(document: Document, losses: Sequence[BoundLoss], *, undecided: b
         *_pick(document, losses, undecided),
         *_teacher(document, losses),
         *_signals(document, losses),
+        *_rationale(document, losses),
     ]
 
 
@@ -150,6 +151,14 @@ def _signals(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Proble
             message = "a temperature over the top k must be a number or a step function: the tail is stored for each"
             hint = "use {plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}"
             yield document.problem((*_at(loss), "temperature"), message, hint)
+
+
+def _rationale(document: Document, losses: Sequence[BoundLoss]) -> Iterator[Problem]:
+    at = ("data", "rationale", "weight")
+    weight, whole = document.at(at), next((loss for loss in losses if loss.kind == "sequence"), None)
+    if whole is not None and isinstance(weight, int | float) and weight != 1:
+        message = f"{whole.plugin.name} looks at whole rows, and knows no weights of single tokens"
+        yield document.problem(at, message, "leave weight out, or take the rationale out by keep: false")
 
 
 def _misspelt_signals(document: Document) -> bool:

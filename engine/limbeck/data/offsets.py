@@ -37,6 +37,11 @@ def spelled_bytes(token: str, *, byte_level: bool) -> bytes:
     return _byte_level(token) if byte_level else _sentence_piece(token)
 
 
+def is_lone_byte(token: str) -> bool:
+    """Whether a token of SentencePiece's kind is spelled as one byte: ``<0x0A>``."""
+    return _BYTE.fullmatch(token) is not None
+
+
 @cache
 def _alphabet() -> dict[str, int]:
     """GPT-2's table: the printable character of each byte, reversed."""

@@ -124,6 +124,20 @@ class Tokenizer:
         """The bytes of a text that one token stands for; those of its name for a special token."""
         return byte_offsets.spelled_bytes(self.token_text(number), byte_level=self._byte_level)
 
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, int]:
+        """The id of each run of bytes that exactly one token stands for, special tokens left out.
+
+        Tokens of a lone byte (``<0x41>``) are for what no other token stands for, as the tokenizer itself takes them.
+        """
+        words: dict[bytes, list[int]] = {}
+        lone: dict[bytes, list[int]] = {}
+        for text, number in self.hf.get_vocab().items():
+            if number not in self._control_ids:
+                found = lone if byte_offsets.is_lone_byte(text) and not self._byte_level else words
+                found.setdefault(self.token_bytes(number), []).append(int(number))
+        return {raw: numbers[0] for raw, numbers in {**lone, **words}.items() if len(numbers) == 1}
+
     def is_control(self, number: int) -> bool:
         """Whether an id is a special token."""
         return int(number) in self._control_ids

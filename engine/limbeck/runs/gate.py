@@ -23,7 +23,7 @@ class SmokeGate:
     and nothing more before their answers have passed. No generator needs to know.
 
     Answers that were kept pass here again: a recipe that was mended goes on without paying for them twice, one that was
-    not fails again without a call.
+    not fails again without a call. With `logprobs`, something must have been said of the answers' tokens.
     """
 
     def __init__(
@@ -33,9 +33,10 @@ class SmokeGate:
         spec: DataSpec,
         tokenizer: Tokenizer,
         spent: Callable[[], str],
+        logprobs: int = 0,
     ) -> None:
         self._model, self._generator, self._spec, self._tokenizer = model, generator, spec, tokenizer
-        self._spent = spent
+        self._spent, self._logprobs = spent, logprobs
         self._seen: dict[int, tuple[str | list[dict[str, Any]], Written]] = {}
         self._asked = 0
         self._passed = spec.smoke_rows == 0
@@ -78,6 +79,10 @@ class SmokeGate:
             self._generator.require(len(good), Counter(reason_of(problem.message) for problem in bad), 0)
         except LimbeckError as error:
             raise self._failed([*error.problems, *bad]) from error
+        if self._logprobs and good and all(self._seen[item][1].said is None for item in good):
+            what = "no answer's tokens are those that the student reads: losses on them would train nothing"
+            hint = "take a student of the teacher's family, or train on its text: {plugin: cross_entropy}"
+            raise self._failed([Problem(what, field="student", hint=hint)])
         if good and all(self._is_cut(item) for item in good):
             hint = "raise the generator's max_new_tokens or data.max_length; data.smoke_rows: 0 takes cut answers only"
             raise self._failed([Problem("every usable answer is cut, so that none shows how a text ends", hint=hint)])

@@ -204,7 +204,7 @@ def _source(run: Run, generator: Generator, stack: ExitStack, writer: _Writer) -
         logprobs = said_logprobs(run.recipe, text)
         model = ApiText(run.desk.text_teacher, answers, tokenizer, logprobs)
         spending = Spending(run, run.desk.text_teacher)
-        writer.model = SmokeGate(model, generator, run.recipe.data, tokenizer, lambda: spending.text)
+        writer.model = SmokeGate(model, generator, run.recipe.data, tokenizer, lambda: spending.text, logprobs)
     if logprobs:
         writer.said = stack.enter_context(SaidLog(run.path / SAID))
         _tell_mended(run, writer.said.repaired)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from limbeck.data import Tokenizer
     from limbeck.teachers.answers import Answers
 
-OTHER_TOKENS = "tokens are not the student's"  # why an answer whose tokens were told of is rejected
-
 
 class TeacherText:
     """Implements :class:`limbeck.interfaces.TextModel`.
@@ -89,8 +87,8 @@ class ApiText:
 
     Each answer goes into `answers` before it is handed on, and is taken from there when it is asked for again: a
     resumed generator asks for prompts that were answered, and no answer is paid for twice. What the service says of an
-    answer stands in its lineage as `answer`. With `logprobs` it tells of that many likeliest tokens; an answer whose
-    tokens are not those of the student's `tokenizer` is then rejected, since nothing else can tell of it.
+    answer stands in its lineage as `answer`. With `logprobs` it tells of that many likeliest tokens; where its tokens
+    are not those of the student's `tokenizer`, nothing is `said` of an answer.
     """
 
     def __init__(self, teacher: TextTeacher, answers: Answers, tokenizer: Tokenizer, logprobs: int = 0) -> None:
@@ -122,11 +120,12 @@ class ApiText:
                 yield self._written(answer, prompts[place], place)
 
     def _written(self, answer: TextCompletion, prompt: str | list[dict[str, Any]], place: int) -> Written:
-        from limbeck.teachers.aligned import said_of
+        from limbeck.data import answer_ids
+        from limbeck.teachers.said import said_of_tokens
 
-        said, rejected = None, answer.rejected
-        if self._logprobs and rejected is None and answer.text.strip():
-            said = said_of(answer, prompt, self._tokenizer, self._logprobs)
-            rejected = None if said else OTHER_TOKENS
+        said = None
+        if self._logprobs and answer.rejected is None and answer.tokens:
+            ids = answer_ids(prompt, answer.text, answer.finish_reason, self._tokenizer)
+            said = None if ids is None else said_of_tokens(answer.tokens, self._tokenizer, ids, self._logprobs)
         lineage = {"answer": answer.lineage} if answer.lineage else {}
-        return Written(place, answer.text, answer.finish_reason, rejected, said, lineage)
+        return Written(place, answer.text, answer.finish_reason, answer.rejected, said, lineage)

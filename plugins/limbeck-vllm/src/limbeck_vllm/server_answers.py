@@ -58,8 +58,8 @@ class Rows:
         return body if isinstance(body, dict) else {}
 
     def _take(self, text: str, entry: int) -> tuple[str, int, bool]:
-        """Take in whole entries from the start of `text`; gives what is left, the next entry, whether it was the last."""
-        place = 0
+        """Take in whole entries from the start of `text`: what is left, the next entry, and whether there is none."""
+        text, place = text.lstrip(), 0
         while True:
             try:
                 found, end = _DECODER.raw_decode(text, place)
@@ -130,29 +130,28 @@ def completion(
         finish = choice["finish_reason"]
     except (KeyError, TypeError, ValueError) as error:
         raise WrongAnswer(f"its answer holds no token_ids ({error!r}): is it a vLLM server?") from None
-    said = None
-    if sampling.logprobs:
-        item = ScoreItem(prompt.item_id, prompt.ids, 0, len(ids))
-        _, target, best = written(choice, sampling.logprobs)
-        rows = Rows(item, sampling.logprobs, vocab_size)
-        for at, row in enumerate(best):
-            rows.put(at, at, row)
-        said = Said(np.array(ids, np.int32), TopK.without_tail(rows.ids, rows.logprobs), target)
     if finish == "stop":
         # the last token is the end; the server may know more of these (its generation config) and tells of it
         if not ids or not (ids[-1] in ends or ids[-1] == choice.get("stop_reason")):
             raise WrongAnswer(f"it ended the text with {ids[-1:]}, which is no end token of `tokenizer`")
-        return Completion(prompt.item_id, np.array(ids[:-1], np.int32), "stop", said)
-    if finish != "length":
+    elif finish != "length":
         raise WrongAnswer(f"it ended the text by itself ({finish!r})")
-    if len(ids) != sampling.max_new_tokens:
+    elif len(ids) != sampling.max_new_tokens:
         raise WrongAnswer(
             f"it wrote {len(ids)} tokens of {sampling.max_new_tokens}: its generation config has max_new_tokens; "
             "start it with --generation-config vllm"
         )
-    if ends & set(ids):
-        raise WrongAnswer(f"it went on behind an end token ({sorted(ends & set(ids))[0]})")
-    return Completion(prompt.item_id, np.array(ids, np.int32), "length", said)
+    text = np.array(ids[:-1] if finish == "stop" else ids, np.int32)
+    if ends & set(text.tolist()):
+        raise WrongAnswer(f"it went on behind an end token ({sorted(ends & set(text.tolist()))[0]})")
+    said = None
+    if sampling.logprobs:
+        rows = Rows(ScoreItem(prompt.item_id, prompt.ids, 0, len(ids)), sampling.logprobs, vocab_size)
+        _, target, best = written(choice, sampling.logprobs)
+        for at, row in enumerate(best):
+            rows.put(at, at, row)
+        said = Said(np.array(ids, np.int32), TopK.without_tail(rows.ids, rows.logprobs), target)
+    return Completion(prompt.item_id, text, finish, said)
 
 
 def _best(entries: list[tuple[int, Any]], token: int, k: int) -> list[tuple[int, Any]]:
@@ -169,8 +168,7 @@ def _checked(ids: list[int], vocab_size: int) -> list[int]:
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         bad = max(ids) if min(ids) >= 0 else min(ids)
         raise WrongAnswer(
-            f"it answers id {bad}, which is outside of the vocabulary of {vocab_size:,}: `tokenizer` is not that of the "
-            "served model"
+            f"it answers id {bad} of a vocabulary of {vocab_size:,}: `tokenizer` is not that of the served model"
         )
     return ids
 

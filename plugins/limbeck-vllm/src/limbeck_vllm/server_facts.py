@@ -62,7 +62,7 @@ async def learn(endpoint: Endpoint, config: VllmServerConfig) -> Facts:
 
 async def _model(endpoint: Endpoint, config: VllmServerConfig) -> dict[str, Any]:
     """The entry of the model at `/v1/models`, with `max_model_len`, which adapters have from their base."""
-    answer = await endpoint.ask("/v1/models", tries=1)
+    answer: Any = await endpoint.ask("/v1/models", tries=1)
     try:
         models = {str(entry["id"]): entry for entry in answer["data"]}
     except (KeyError, TypeError):
@@ -89,7 +89,7 @@ async def _check_tokenizer(endpoint: Endpoint, config: VllmServerConfig, model: 
     """Compare a text's ids with the server's, where it tells them: another tokenizer gives plausible nonsense."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     try:
-        answer = await endpoint.ask("/tokenize", body, tries=1)
+        answer: Any = await endpoint.ask("/tokenize", body, tries=1)
         theirs = [int(token) for token in answer["tokens"]]
     except (LimbeckError, KeyError, TypeError, ValueError):  # not every gateway lets it through
         return
@@ -131,12 +131,13 @@ class _Asking:
 
         Raises TEACHER_REFUSED where it gives logits instead (`--logprobs-mode`).
         """
-        prompt, choices = [self._token, self._token], []
+        answers: list[Any] = []
         for temperature in (1.0, 2.0):
-            body = request(self._model, prompt, temperature=temperature, seed=0, logprobs=1)
-            choices.append((await self._endpoint.ask(COMPLETIONS, body))["choices"][0])
+            body = request(self._model, [self._token] * 2, temperature=temperature, seed=0, logprobs=1)
+            answers.append(await self._endpoint.ask(COMPLETIONS, body))
         try:
-            one, other = (max(choice["logprobs"]["top_logprobs"][0].values()) for choice in choices)
+            best = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in answers]
+            one, other = (float(max(entries.values())) for entries in best)
         except (KeyError, TypeError, ValueError, IndexError):
             raise _refused(
                 config, "its log-probabilities cannot be read", "see that `address` is a vLLM server"

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from limbeck.client.sync import BACKGROUND, from_any_loop
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -19,6 +19,8 @@ from limbeck_vllm.server_config import VllmServerConfig
 from limbeck_vllm.server_facts import COMPLETIONS, Facts, learn, request
 from limbeck_vllm.server_http import Endpoint, WrongAnswer, whole
 from limbeck_vllm.server_stream import Answers
+
+T = TypeVar("T")
 
 
 class VllmServerTeacher:
@@ -130,7 +132,7 @@ def _choice(answer: Any) -> dict[str, Any]:
         raise WrongAnswer("its answer has not the one choice that was asked for: is it a vLLM server?") from None
 
 
-def _named(make: Callable[[], Any], field: str) -> Any:
+def _named(make: Callable[[], T], field: str) -> T:
     """What `make` gives; its error is told of the item `field`."""
     try:
         return make()

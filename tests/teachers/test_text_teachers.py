@@ -22,7 +22,9 @@ def complete(teacher, path, prompts, first_id=0, sampling=None, take=None):
     async def call():
         found = []
         with Answers(path) as answers:
-            async with aclosing(ApiText(teacher, answers).complete(prompts, sampling or Sampling(), first_id)) as given:
+            async with aclosing(
+                ApiText(teacher, answers, tokenizer=None).complete(prompts, sampling or Sampling(), first_id)
+            ) as given:
                 async for written in given:
                     found.append(written)
                     if len(found) == take:

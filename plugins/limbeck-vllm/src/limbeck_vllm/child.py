@@ -155,8 +155,8 @@ class Engine:
         )
         prompt = tokens_input(question.ids.tolist())
         result = None
-        async for result in self._llm.generate(prompt, sampling, str(question.number), lora_request=self._lora):
-            pass
+        async for output in self._llm.generate(prompt, sampling, str(question.number), lora_request=self._lora):
+            result = output  # the only one
         if result is None or result.outputs[0].finish_reason not in ("stop", "length"):
             reason = "nothing" if result is None else f"finish_reason {result.outputs[0].finish_reason}"
             raise RuntimeError(f"the engine ended the request with {reason}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from limbeck.interfaces import Config, LocalPath, ModelPath
-from limbeck_vllm.settings import check_setting
+from limbeck_vllm.settings import check_name, check_value
 
 
 class VllmConfig(Config):
@@ -26,7 +26,7 @@ class VllmConfig(Config):
         description="Sequences of a call that the engine has at once; how many of them it computes together is its "
         "`max_num_seqs`.",
     )
-    engine: dict[Annotated[str, AfterValidator(check_setting)], Any] = Field(
+    engine: dict[Annotated[str, AfterValidator(check_name)], Any] = Field(
         default_factory=dict,
         description="Settings by vLLM's own names: `tensor_parallel_size`, `quantization`, `max_model_len`, "
         "`gpu_memory_utilization`, …",
@@ -34,8 +34,10 @@ class VllmConfig(Config):
 
     @field_validator("engine")
     @classmethod
-    def _length(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        length = engine.get("max_model_len")
-        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 2):
+    def _values(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        for name, value in engine.items():
+            check_value(name, value)
+        length = engine.get("max_model_len", 2)
+        if type(length) is not int or length < 2:  # −1, as much as fits, would not let the teacher tell its length
             raise ValueError(f"max_model_len must be a whole number of at least 2, not {length!r}")
         return engine

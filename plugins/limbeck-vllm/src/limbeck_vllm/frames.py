@@ -54,7 +54,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine says: `prompt` rows of the prompt, the `written` ids and their rows, `token_ids` f32 [rows, m]."""
+    """What the engine says: `prompt` rows, the `written` ids with their rows (`said`), `token_ids` f32 [rows, m]."""
 
     number: int
     written: npt.NDArray[np.int32]

@@ -70,16 +70,18 @@ def info_of(config: VllmConfig, folder: Path) -> TeacherInfo:
 
 
 def max_model_len(config: VllmConfig, folder: Path) -> int:
-    """Tokens of the engine's longest sequence: the model's, or a smaller one of the config. Raises MODEL_INVALID."""
-    limit = folders.max_length(folders.text_config(folder))
-    asked = config.engine.get("max_model_len")
-    if asked is None and limit == UNKNOWN_LENGTH:
+    """Tokens of the engine's longest sequence: what the config asks, else the model's limit. Raises MODEL_INVALID."""
+    if (asked := config.engine.get("max_model_len")) is not None:
+        return int(asked)
+    text = folders.text_config(folder)
+    limit = folders.max_length(text)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond it vLLM stretches the positions of short sequences too
+        limit = rope.get("original_max_position_embeddings") or limit
+    if limit == UNKNOWN_LENGTH:
         hint = "write it: engine: {max_model_len: 4096}"
         raise _invalid(str(folder / "config.json"), "does not say how long a sequence may be", hint)
-    if asked is not None and asked > limit:
-        hint = f"write {limit} or less"
-        raise _invalid(str(folder / "config.json"), f"the model reads up to {limit:,} tokens, not {asked:,}", hint)
-    return int(asked or limit)
+    return int(limit)
 
 
 def _adapter_rank(folder: Path) -> int:

@@ -21,6 +21,18 @@ from limbeck_vllm.frames import Start
 
 CHOICE = "VLLM_USE_V2_MODEL_RUNNER"  # the environment's word on vLLM's model runner
 LIMIT = 300.0  # seconds
+NO_MATTER = {  # settings that do not decide it, so that one answer serves many models
+    "model",
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_lora_rank",
+    "tensor_parallel_size",
+    "quantization",
+}
 
 
 def scores_token_ids(start: Start) -> bool:
@@ -32,7 +44,8 @@ def scores_token_ids(start: Start) -> bool:
         return False
     if start.arguments.get("kv_sharing_fast_prefill"):
         return False
-    key = digest([_versions(), start.arguments, os.environ.get(CHOICE), os.environ.get("CUDA_VISIBLE_DEVICES")])
+    asked = {name: value for name, value in start.arguments.items() if name not in NO_MATTER}
+    key = digest([_versions(), asked, os.environ.get(CHOICE), os.environ.get("CUDA_VISIBLE_DEVICES")])
     note = user_cache_path("limbeck") / "vllm" / f"{key}.json"
     try:
         return bool(json.loads(note.read_text())["scores_token_ids"])

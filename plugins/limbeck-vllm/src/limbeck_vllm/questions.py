@@ -138,7 +138,7 @@ def _padded(item: ScoreItem) -> npt.NDArray[np.int32]:
 
 
 def _given_ids(item: ScoreItem, answer: Answer) -> TokenLogprobs:
-    """The answer for given ids: of the engine's table [rows, m], and for the last token's row of the whole vocabulary."""
+    """What is said of the ids that were given: by the engine's table [rows, m], and by the last token's full row."""
     assert item.token_ids is not None
     table = _padded(item)
     parts = [] if answer.token_ids is None else [answer.token_ids[: item.n]]

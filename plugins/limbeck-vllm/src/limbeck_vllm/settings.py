@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
-import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import nearest
 
 _CODE = "would run code that a recipe names"
 _FOLDER = "the model is a local folder"
+PLAIN: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "text"),
+    "None": ((type(None),), "empty"),
+}
 REFUSED = {
     "model": "write it above, as the teacher's `model`",
     "dtype": "write it above, as the teacher's `dtype`",
@@ -46,37 +53,45 @@ REFUSED = {
 
 
 @cache
-def known_settings() -> frozenset[str]:
-    """Names of vLLM's engine arguments; none where vLLM is not there, or tells them in another way.
+def known_settings() -> dict[str, str]:
+    """vLLM's engine arguments with their types as it writes them; none where it is not there, or tells them otherwise.
 
     Read from its source: importing it takes many seconds and torch, and a recipe must be loaded without.
     """
-    if (found := sys.modules.get("vllm.engine.arg_utils")) is not None:
-        return frozenset(getattr(found.AsyncEngineArgs, "__dataclass_fields__", ()))
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
-        return frozenset()
+        return {}
     source = Path(spec.submodule_search_locations[0]) / "engine" / "arg_utils.py"
     try:
         classes = [node for node in ast.parse(source.read_bytes()).body if isinstance(node, ast.ClassDef)]
     except (OSError, SyntaxError, ValueError):
-        return frozenset()
-    return frozenset(
-        line.target.id
+        return {}
+    return {
+        line.target.id: ast.unparse(line.annotation)
         for found in classes
         if found.name in ("EngineArgs", "AsyncEngineArgs")
         for line in found.body
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and not line.target.id.startswith("_")
-    )
+    }
 
 
-def check_setting(name: str) -> str:
+def check_name(name: str) -> str:
     """`name` as it is. Raises ValueError for one that vLLM does not have, or that is not the recipe's to decide."""
     if name in REFUSED:
         raise ValueError(f"{name} cannot be set here: {REFUSED[name]}")
     known = known_settings()
     if known and name not in known:
-        meant = nearest(name.strip("-").replace("-", "_"), sorted(known))
-        hint = f"; did you mean {meant}?" if meant and meant not in REFUSED else ""
-        raise ValueError(f"vLLM's engine has no setting {name}{hint}")
+        meant = nearest(name.strip("-").replace("-", "_"), sorted(known.keys() - REFUSED.keys()))
+        raise ValueError(f"vLLM's engine has no setting {name}" + (f"; did you mean {meant}?" if meant else ""))
     return name
+
+
+def check_value(name: str, value: Any) -> None:
+    """Raise ValueError where vLLM wants a plain number, text or truth value, and this is another."""
+    wanted = set(known_settings().get(name, "Any").split(" | "))
+    if not wanted <= PLAIN.keys():
+        return
+    kinds = {kind for one in wanted for kind in PLAIN[one][0]}
+    if type(value) not in kinds:
+        allowed = " or ".join(sorted(PLAIN[one][1] for one in wanted - {"None"}))
+        raise ValueError(f"{name} must be {allowed}, not {value!r}")

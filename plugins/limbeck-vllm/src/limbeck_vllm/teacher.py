@@ -64,8 +64,7 @@ class VllmTeacher:
         if not engine.ready.done():
             phases: asyncio.Queue[str | None] = asyncio.Queue()
             engine.watch(_into(loop, phases))
-            ready = asyncio.wrap_future(engine.ready)
-            ready.add_done_callback(lambda _: phases.put_nowait(None))
+            engine.ready.add_done_callback(lambda _: _into(loop, phases)(None))
             while (phase := await phases.get()) is not None:
                 told(phase)
         await self._running()

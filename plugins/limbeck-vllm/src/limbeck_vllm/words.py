@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterable
 
 STARTING = "starting the engine"
-PHASES = (("Starting to load model", "loading the weights"), ("Model loading took", "warming up"))
+PHASES = (("Starting to load model", "loading the weights"), ("Loading weights took", "warming up"))
 SHOWN = "VLLM_LOGGING_LEVEL"  # the environment's variable that lets all of it be seen
 
-_PREFIX = re.compile(
-    r"^(\x1b\[\d+m)*(\([^)]*\)\s*)?(\x1b\[\d+m)*((ERROR|INFO|WARNING|CRITICAL)\s[\d-]+ [\d:.]+ \[[^\]]*\] ?)?"
-)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_PREFIX = re.compile(r"^(\([^)]*\)\s*)?((ERROR|INFO|WARNING|CRITICAL)\s[\d-]+ [\d:.]+ \[[^\]]*\] ?)?")
 _RAISED = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt)|Exception): (.+)$")
 _SAYS_NOTHING = re.compile(
     r"root cause|WorkerProc initialization failed|Engine core initialization failed|cancelled|EngineDeadError", re.I
@@ -31,7 +30,7 @@ def reason_of(lines: Iterable[str], said: str = "") -> str:
     """
     found = ""
     for line in lines:
-        raised = _RAISED.match(_PREFIX.sub("", line.rstrip()).strip())
+        raised = _RAISED.match(_PREFIX.sub("", _COLOUR.sub("", line).strip()).strip())
         if raised and not _SAYS_NOTHING.search(raised[2]):
             found = raised[2]
     if found and (not said or _SAYS_NOTHING.search(said)):

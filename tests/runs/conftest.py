@@ -67,12 +67,12 @@ def contest(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     here = tmp_path_factory.mktemp("contest").resolve()
     rows = write_rows(here / "rows.jsonl")
     for name, tokenizer, seed, steps in (
-        ("good", "tok_a", 1, 100),
+        ("good", "tok_a", 1, 150),
         ("fair", "tok_a", 2, 25),
         ("raw", "tok_a", 3, 0),
         ("other", "tok_b", 4, 50),
     ):
-        tiny_model_folder(here / name, data / tokenizer, seed=seed, hidden=64)
+        tiny_model_folder(here / name, data / tokenizer, seed=seed, hidden=64, layers=1)
         if steps:
             train(here / name, rows, steps)
     return here

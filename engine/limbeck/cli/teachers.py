@@ -16,6 +16,8 @@ from limbeck.cli import output
 if TYPE_CHECKING:
     from limbeck.runs.ranking import Comparison, Line, Measured
 
+NAME_WIDTH = 18
+REST = "remarks"  # the column that may wrap
 NOTICE = b"\nstopping; Ctrl-C again stops at once\n"
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
 
@@ -121,7 +123,9 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 1 else "right", overflow="fold", no_wrap=place != 1)
+        left = place == 1 or name == REST
+        table.add_column(name, justify="left" if left else "right", overflow="ellipsis", no_wrap=name != REST)
+    table.columns[1].min_width = NAME_WIDTH
     return table
 
 
@@ -147,18 +151,16 @@ def _quality(lines: list[Line]) -> Any:
 def _expense(lines: list[Line]) -> Any:
     from limbeck.report.numbers import MISSING, short
 
-    table = _table(
-        "", "", "read", "written", "cost", "s/answer", "median", "95 %", "tok/s", "cut", "refused", "empty", "failed"
-    )
+    table = _table("", "", "tokens in", "out", "cost", "s/answer (50 %, 95 %)", "tokens/s", REST)
     for line in lines:
-        refused = sum(count for why, count in line.rejected.items() if why in ("refused", "content_filter"))
-        empty = sum(count for why, count in line.rejected.items() if why in ("empty", "whitespace"))
-        failed = sum(line.rejected.values()) - refused - empty
+        counts = {"cut": line.truncated, **line.rejected}
+        rest = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if count)
         cost = MISSING if line.cost is None else f"{short(line.cost)} {line.currency}"
         tokens = (MISSING if count is None else f"{count:,}" for count in (line.tokens_read, line.tokens_written))
-        times = (short(value) for value in (line.seconds_mean, line.seconds_p50, line.seconds_p95))
-        counts = (str(count) for count in (line.truncated, refused, empty, failed))
-        table.add_row(*_who(line), *tokens, cost, *times, short(line.tokens_per_second), *counts)
+        seconds = (line.seconds_mean, line.seconds_p50, line.seconds_p95)
+        mean, middle, slow = (short(value, 2) for value in seconds)
+        times = MISSING if line.seconds_mean is None else f"{mean} ({middle}, {slow})"
+        table.add_row(*_who(line), *tokens, cost, times, short(line.tokens_per_second), rest)
     return table
 
 

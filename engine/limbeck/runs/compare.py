@@ -62,18 +62,25 @@ def compare(recipe: Recipe, rows: int, *, stop: Callable[[], str | None], told: 
     contents = Contents(recipe)
     asked, held_out = questions(recipe, students_tokenizer(contents), rows)
     sampling = Sampling(max_new_tokens=_most_new_tokens(recipe))
-    entries = []
+    entries: list[Entry] = []
     for contestant in contestants(recipe, contents):
+        if contestant.kind == "student":  # the teachers come first
+            _refuse_none(entries)
         work = _contend(recipe, contestant, asked, sampling, told)
         entries.append(asyncio.run(_unless(stop, work)))
         gc.collect()  # models hold cycles, and the next one needs the memory now
-    contest = Contest(recipe, asked, held_out, sampling, entries)
-    errors = [one.failed for one in entries if one.contestant.kind == "teacher" and one.failed is not None]
-    if len(errors) == len(recipe.candidates):
-        problems = [problem for error in errors for problem in error.problems]
-        message = errors[0].message if len(errors) == 1 else "None of the teachers could be compared."
-        raise LimbeckError(errors[0].reason, message, problems)
-    return contest
+    _refuse_none(entries)
+    return Contest(recipe, asked, held_out, sampling, entries)
+
+
+def _refuse_none(entries: list[Entry]) -> None:
+    """Raise the first teacher's error, with the problems of all, where every one has failed."""
+    errors = [one.failed for one in entries if one.contestant.kind == "teacher"]
+    failed = [error for error in errors if error is not None]
+    if len(failed) == len(errors):
+        problems = [problem for error in failed for problem in error.problems]
+        message = failed[0].message if len(failed) == 1 else "None of the teachers could be compared."
+        raise LimbeckError(failed[0].reason, message, problems)
 
 
 def _most_new_tokens(recipe: Recipe) -> int:

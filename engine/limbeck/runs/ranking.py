@@ -276,7 +276,9 @@ def _worse(one: Difference) -> str:
         f"{one.first} {'is worse than' if worse else 'does not beat'} the {one.second}: {short(one.of_first)} against "
     )
     text += f"{short(one.of_second)} {NAMES[one.figure]} on {counted(one.rows, 'rows')}"
-    return text if worse else f"{text}; it is better by {short(one.value)}{between(one.interval)}, which may be chance"
+    if worse or one.value == 0:
+        return text
+    return f"{text}; it is better by {short(one.value)}{between(one.interval)}, which may be chance"
 
 
 def _doubts(contest: Contest, wanted: dict[int, str], sheets: Sequence[_Sheet], figure: Figure | None) -> list[str]:
@@ -288,7 +290,7 @@ def _doubts(contest: Contest, wanted: dict[int, str], sheets: Sequence[_Sheet], 
     known = {sheet.name: sheet for sheet in sheets if sheet.outcome is not None}
     mute = [name for name, sheet in known.items() if sheet.kind == "teacher" and not sheet.rows("bits_per_byte")]
     if figure == "f1" and mute and len(mute) < sum(sheet.kind == "teacher" for sheet in known.values()):
-        found.append(f"ranked by word F1, since {' and '.join(mute)} cannot tell how likely a given text is")
+        found.append(f"ranked by word F1, since {', '.join(mute)} cannot tell how likely a given text is")
     for name, sheet in known.items():
         assert sheet.outcome is not None
         if sheet.outcome.too_long:

@@ -20,6 +20,7 @@ from limbeck.v1.event_pb2 import (
     RunFinished,
     StageFinished,
     StageStarted,
+    TeacherStarting,
     Warning,
 )
 
@@ -96,6 +97,42 @@ def test_bars_show_rate_time_left_and_loss_on_a_terminal(monkeypatch: pytest.Mon
     assert "train: done in 50 s" in screen.getvalue()
 
 
+def test_a_start_is_told_phase_by_phase(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with progress.Lines() as display:
+        for phase in ("loading the weights", "warming up", ""):
+            display(event(TeacherStarting(phase=phase), "label"))
+    assert capsys.readouterr().out.splitlines() == [
+        "label: the teacher starts: loading the weights",
+        "label: the teacher starts: warming up",
+        "label: the teacher is ready",
+    ]
+
+
+def test_bars_show_for_how_long_a_start_has_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, legacy_windows=False)
+    monkeypatch.setattr(progress.output, "console", lambda: terminal)
+    with progress.Bars() as display:
+        now = display._progress.get_time()
+        monkeypatch.setattr(display._progress, "get_time", lambda: now)
+        display(event(TeacherStarting(phase="loading the weights"), "label"))
+        now += 75
+        display._progress.refresh()
+        assert "the teacher starts: loading the weights, 1 min 15 s" in screen.getvalue()
+        display(event(TeacherStarting(phase="warming up"), "label"))
+        display._progress.refresh()
+        assert "the teacher starts: warming up, 0.0 s" in screen.getvalue()
+        display(event(TeacherStarting(), "label"))
+        assert not display._progress.tasks
+        display(event(StageStarted(total=100, unit="tokens"), "evaluate"))
+        display(event(TeacherStarting(phase="loading the weights"), "evaluate"))  # a line: the stage's bar stays
+        display._progress.refresh()
+        assert len(display._progress.tasks) == 1
+    assert "evaluate: the teacher starts: loading the weights" in screen.getvalue()
+
+
 def test_json_lines_are_the_events_and_stop_when_nobody_reads(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
@@ -142,3 +179,41 @@ def test_a_ramp_is_told_once_and_a_step_function_at_each_step(
         f"{stage}: losses.a.weight 1 → 2 at step 1" for stage in ("train", "twin")
     ]
     assert [line[-2:] for line in lines if "losses.b" in line] == ["20", "40", "20", "40"]
+
+
+SPENT = {"teacher.calls": 10.0, "teacher.prompt_tokens": 900.0, "teacher.completion_tokens": 80.0}
+
+
+def test_what_a_paid_teacher_takes_is_told_with_the_whole_that_it_will_take(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress.Lines() as display:
+        display(event(StageStarted(total=40, unit="rows"), "generate"))
+        clock[0] += 5
+        display(event(Metrics(values={**SPENT, "teacher.cost.USD": 0.01}), "generate"))
+        display(event(Progress(done=10, total=40, unit="rows"), "generate"))
+        clock[0] += 61  # an answer that is long in coming
+        display(event(Metrics(values={**SPENT, "teacher.calls": 11.0, "teacher.cost.USD": 0.011}), "generate"))
+        figures = {"rows": 38.0, "rejected": 2.0, "rejected.refused": 2.0, "teacher.calls": 42.0}
+        display(event(StageFinished(seconds=90.0, figures={**figures, "teacher.cost.USD": 0.04}), "generate"))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "generate: 10 of 40 rows, 2 rows/s, 15 s left, 10 calls, 900 tokens read, 80 written, $0.01 of about $0.04",
+        "generate: 10 of 40 rows, 0.152 rows/s, 3 min 18 s left, 11 calls, 900 tokens read, 80 written, "
+        "$0.011 of about $0.044",
+        "generate: done in 1 min 30 s (rejected 2, rows 38, 42 calls, 0 tokens read, 0 written, $0.04)",
+    ]
+
+
+def test_a_bar_shows_what_a_paid_teacher_takes_between_two_rows(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=140, legacy_windows=False)
+    monkeypatch.setattr(progress.output, "console", lambda: terminal)
+    with progress.Bars() as display:
+        display(event(StageStarted(total=40, unit="rows", done=4), "generate"))
+        display(event(Metrics(values={**SPENT, "teacher.cost.EUR": 0.02}), "generate"))
+        display._progress.refresh()
+        assert "4 of 40 rows, 10 calls, 900 tokens read, 80 written, €0.02 of about €0.2" in screen.getvalue()

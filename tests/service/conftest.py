@@ -35,8 +35,8 @@ def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
 
-    def make(**config: Any) -> Bound:
-        entry = load_plugins().entry("teacher", "nursery")
+    def make(plugin: str = "nursery", **config: Any) -> Bound:
+        entry = load_plugins().entry("teacher", plugin)
         return Bound(entry, entry.plugin.config.model_validate({"folder": str(tmp_path), **config}), "teacher")
 
     yield make

@@ -39,6 +39,15 @@ class NurseryConfig(EchoConfig):
     deadly: list[int] = Field([])  # items that kill the process
 
 
+class SlowConfig(NurseryConfig):
+    """What a start does, phase by phase. Each goes on as soon as there is a file of its name."""
+
+    phases: list[str] = Field([])
+    blocks: bool = False  # wait without letting the event loop run
+    from_thread: bool = False  # tell of phases from another thread
+    refuses: bool = False  # after the last phase
+
+
 class Nursery(EchoTeacher):
     """Echo with a life."""
 
@@ -120,7 +129,30 @@ class Nursery(EchoTeacher):
         return self.watched("generate", prompts, super().generate(prompts, sampling))
 
 
+class Slow(Nursery):
+    """A teacher whose start takes long and is told of."""
+
+    async def start(self, told):
+        """Phase by phase."""
+        self.note("start")
+        for phase in self.config.phases:
+            if self.config.from_thread:
+                await asyncio.to_thread(told, phase)
+            else:
+                told(phase)
+            while not (self.folder / phase).exists():
+                if self.config.blocks:
+                    time.sleep(0.005)
+                else:
+                    await asyncio.sleep(0.005)
+        if self.config.refuses:
+            problem = Problem("the GPU has 8 GiB, the weights need 9", field="model", hint="take a smaller one")
+            raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
+        self.note("started")
+
+
 @hookimpl
 def limbeck_teachers():
-    """One teacher."""
+    """Two teachers."""
+    yield TeacherPlugin(name="slow", config=SlowConfig, factory=Slow, summary="A long start.")
     yield TeacherPlugin(name="nursery", config=NurseryConfig, factory=Nursery, summary="Trouble to order.")

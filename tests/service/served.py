@@ -55,6 +55,7 @@ class ScriptedHost:
         self.ready.set()
         self.lanes = {"score": Lane(), "generate": Lane()}
         self.restarts = 0
+        self.phase, self.phase_seconds = "", 0.0
         self.closed = False
         self.at_once = False  # answer everything by itself
 

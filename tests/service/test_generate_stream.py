@@ -28,7 +28,9 @@ def prompts(*item_ids: int, tokens: int = 4) -> pb.GenerateRequest:
 async def opened(stub, **more):
     call = stub.Generate()
     await call.write(start(**more))
-    assert (await call.read()).WhichOneof("kind") == "started"
+    while (started := await call.read()).WhichOneof("kind") == "alive":
+        pass
+    assert started.WhichOneof("kind") == "started"
     return call
 
 

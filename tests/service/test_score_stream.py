@@ -44,7 +44,8 @@ def alive() -> pb.ScoreRequest:
 async def opened(stub, **more):
     call = stub.Score()
     await call.write(start(**more))
-    started = await call.read()
+    while (started := await call.read()).WhichOneof("kind") == "alive":
+        pass
     assert started.WhichOneof("kind") == "started"
     return call
 

@@ -163,12 +163,21 @@ class Bars:
     gone = False
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, Task, TextColumn
+        from rich.text import Text
 
-        columns = (TextColumn("{task.description:<9}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        class Told(TextColumn):
+            """Of what has no end that is known, also how long it has lasted."""
+
+            def render(self, task: Task) -> Text:
+                seconds = f", {duration(task.elapsed or 0.0)}" if task.fields.get("waits") else ""
+                return Text(f"{task.fields['text']}{seconds}")
+
+        columns = (TextColumn("{task.description:<9}"), BarColumn(), Told(""))
         self._console = output.console()
         self._progress: Progress = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
+        self._waits = False  # the task is a teacher's start
         self._clock = Clock(0, 0, "")
         self._knobs: dict[tuple[str, str], int] = {}
 
@@ -181,6 +190,12 @@ class Bars:
             total = said.total or None
             text = progress_text(self._clock)
             self._task = self._progress.add_task(event.stage, total=total, completed=said.done, text=text)
+        elif kind == "teacher_starting" and (self._task is None or self._waits):
+            self._drop()
+            if event.teacher_starting.phase:
+                text = f"the teacher starts: {event.teacher_starting.phase}"
+                self._task = self._progress.add_task(event.stage, total=None, text=text, waits=True)
+                self._waits = True
         elif kind == "metrics":
             self._clock.take(event.metrics.values)
             if self._clock.spent and self._task is not None:
@@ -198,7 +213,7 @@ class Bars:
     def _drop(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-            self._task = None
+            self._task, self._waits = None, False
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -251,6 +266,9 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
     if kind == "warning":
         told: Any = event.warning  # the stub's own Warning hides the message's
         return f"warning: {told.message} [{told.reason}]"
+    if kind == "teacher_starting":
+        phase = event.teacher_starting.phase
+        return f"{event.stage}: the teacher " + (f"starts: {phase}" if phase else "is ready")
     if kind == "rewound":
         said_of = event.rewound
         start = f"from step {said_of.to_step}" if said_of.to_step else "from the start"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -12,7 +12,7 @@ from limbeck.client.calls import Expectation, Generating, Scoring
 from limbeck.client.connection import Connection
 from limbeck.client.exchange import Exchange
 from limbeck.client.head import fetch_head
-from limbeck.client.link import Link, Times
+from limbeck.client.link import Link, Times, Waiting
 from limbeck.client.replay import Replay, StoredSignal
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, TeacherInfo, Want
@@ -32,7 +32,8 @@ T = TypeVar("T")
 class RemoteTeacher:
     """A teacher of a server.
 
-    `state`: `failed` has an `error`. `info` is None until it was ready once. Limits hold for one client over all its
+    `state`: `failed` has an `error`; `starting` has a `phase`, what its worker is doing ("loading the weights"), and
+    the seconds since that began. `info` is None until it was ready once. Limits hold for one client over all its
     calls: `tokens_in_flight` of what is sent and not answered, `answer_bytes` of one item's answer, `streams` at once;
     the client keeps the first by itself.
     """
@@ -44,6 +45,8 @@ class RemoteTeacher:
     tokens_in_flight: int = 0
     answer_bytes: int = 0
     streams: int = 0
+    phase: str = ""
+    phase_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,16 @@ class AsyncClient:
         answer = await self._link.ask("ListTeachers", pb.ListTeachersRequest())
         return [RemoteDataset(d.name, int(d.total), header_of(d.header)) for d in answer.datasets]
 
-    async def teacher(self, name: str, *, wait: float = 0.0) -> RemoteTeacher:
-        """One teacher. `wait`: seconds to wait for one that starts. Raises TEACHER_UNKNOWN."""
+    async def teacher(
+        self, name: str, *, wait: float = 0.0, told: Callable[[RemoteTeacher], object] | None = None
+    ) -> RemoteTeacher:
+        """One teacher. `wait`: seconds to wait for one that starts. Raises TEACHER_UNKNOWN.
+
+        While it waits, the log says what the teacher is doing; `told`, where given, hears it instead, twice a second.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
+        log = Waiting(name, self._link.times.alive)
         while True:
             message = (await self._link.ask("GetTeacher", pb.GetTeacherRequest(name=name))).teacher
             found = _teacher(message)
@@ -104,6 +113,10 @@ class AsyncClient:
                 await self._link.seen(message)
             if found.state != "starting" or loop.time() >= end:
                 return found
+            if told is None:
+                log.hear(found.phase, found.phase_seconds)
+            else:
+                told(found)
             await asyncio.sleep(min(POLL, max(end - loop.time(), 0.0)))
 
     def score(
@@ -260,4 +273,6 @@ def _teacher(message: pb.Teacher) -> RemoteTeacher:
         tokens_in_flight=int(limits.tokens_in_flight),
         answer_bytes=int(limits.answer_bytes),
         streams=int(limits.streams),
+        phase=message.phase,
+        phase_seconds=message.phase_seconds,
     )

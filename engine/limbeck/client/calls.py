@@ -58,6 +58,7 @@ class Call(Protocol[Item_contra, Answer_co]):
     """What differs between the two calls. `pinned` is the teacher that answered first: no other may go on."""
 
     method: str
+    teacher: str
     request: type[Any]
     answer: str  # the field of a response that carries answers
     alone: bool
@@ -99,7 +100,7 @@ class Scoring:
             problem = Problem(f"credit is {credit:,} bytes, {allowed}", field="credit")
             raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem])
         self.alone, self.credit, self.expectation = alone, credit, expectation.message()
-        self._teacher, self._want, self._bfloat16 = teacher, want, bfloat16
+        self.teacher, self._want, self._bfloat16 = teacher, want, bfloat16
         self._header: SignalHeader | None = None
         self._seen = pb.Teacher()
 
@@ -109,7 +110,7 @@ class Scoring:
         except (ValueError, TypeError) as error:
             problem = Problem(f"{self._want} cannot be sent: {error}", field="want")
             raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from None
-        start = pb.ScoreStart(teacher=self._teacher, want=want, expectation=self.expectation, credit=credit)
+        start = pb.ScoreStart(teacher=self.teacher, want=want, expectation=self.expectation, credit=credit)
         return pb.ScoreRequest(start=start)
 
     def started(self, message: pb.ScoreStarted) -> pb.Teacher:
@@ -151,7 +152,7 @@ class Generating:
 
     def __init__(self, teacher: str, sampling: Sampling, expectation: Expectation) -> None:
         self.expectation = expectation.message()
-        self._teacher, self._sampling = teacher, sampling
+        self.teacher, self._sampling = teacher, sampling
         self._header: SignalHeader | None = None
         self._seen = pb.Teacher()
 
@@ -161,7 +162,7 @@ class Generating:
         except (ValueError, TypeError) as error:
             problem = Problem(f"{self._sampling} cannot be sent: {error}", field="sampling")
             raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from None
-        start = pb.GenerateStart(teacher=self._teacher, sampling=sampling, expectation=self.expectation)
+        start = pb.GenerateStart(teacher=self.teacher, sampling=sampling, expectation=self.expectation)
         return pb.GenerateRequest(start=start)
 
     def started(self, message: pb.GenerateStarted) -> pb.Teacher:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from limbeck.client.calls import LARGEST_MESSAGE, LEAST_CREDIT, MESSAGE, MOST_ITEMS, Call, Named
 from limbeck.client.ending import Ending
 from limbeck.client.errors import of_item, silent, unavailable
-from limbeck.client.link import Link, Retries, Share
+from limbeck.client.link import Link, Retries, Share, Waiting
 from limbeck.client.pull import pulled
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.signals.messages import error_of
@@ -46,6 +46,7 @@ class Exchange(Generic[Item, Answer]):
     def __init__(self, link: Link, call: Call[Item, Answer], items: Iterable[Item] | AsyncIterable[Item]) -> None:
         self._link, self._call, self._source = link, call, items
         self._retries, self._share = Retries(link), Share()
+        self._waiting = Waiting(call.teacher, link.times.alive)
         self._of: dict[int, _Batch[Item]] = {}  # by item, what is not answered
         self._unsent: deque[_Batch[Item]] = deque()
         self._fed = False  # whether the source has ended
@@ -292,6 +293,8 @@ class Exchange(Generic[Item, Answer]):
                     await self._fail(response.failed)
                 elif kind == "started":
                     await self._started(response.started)
+                elif kind == "alive" and response.alive.phase:
+                    self._waiting.hear(response.alive.phase, response.alive.phase_seconds)
         except grpc.aio.AioRpcError as error:
             raise await ending.error(error) from None
         except asyncio.CancelledError:

@@ -153,6 +153,27 @@ class Link:
             await channel.close()
 
 
+class Waiting:
+    """Says in the log what a teacher that starts is doing: each new phase, and how long it has lasted now and then."""
+
+    def __init__(self, teacher: str, every: float = 15.0) -> None:
+        self._teacher, self._every = teacher, every
+        self._phase: str | None = None
+        self._next = 0.0
+
+    def hear(self, phase: str, seconds: float) -> None:
+        """It still starts."""
+        now = asyncio.get_running_loop().time()
+        if phase != self._phase or now >= self._next:
+            self._phase, self._next = phase, now + self._every
+            LOG.warning("%s", waiting_text(self._teacher, phase, seconds))
+
+
+def waiting_text(teacher: str, phase: str, seconds: float) -> str:
+    """`teacher gemma: loading the weights, 12 s`."""
+    return f"teacher {teacher}: {phase or 'it starts'}" + (f", {seconds:.0f} s" if seconds >= 1 else "")
+
+
 class Retries:
     """When an interrupted call is tried again, and when no more."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,9 +86,15 @@ class Client:
         """All stored signals, by name."""
         return BACKGROUND.run(self._client.datasets())
 
-    def teacher(self, name: str, *, wait: float = 0.0) -> RemoteTeacher:
-        """One teacher. `wait`: seconds to wait for one that starts. Raises TEACHER_UNKNOWN."""
-        return BACKGROUND.run(self._client.teacher(name, wait=wait))
+    def teacher(
+        self, name: str, *, wait: float = 0.0, told: Callable[[RemoteTeacher], object] | None = None
+    ) -> RemoteTeacher:
+        """One teacher. `wait`: seconds to wait for one that starts. Raises TEACHER_UNKNOWN.
+
+        While it waits, the log says what the teacher is doing; `told`, where given, hears it instead, twice a second,
+        in the client's own thread.
+        """
+        return BACKGROUND.run(self._client.teacher(name, wait=wait, told=told))
 
     def score(
         self,
@@ -181,12 +187,13 @@ def _each(stream: Stream[T]) -> Generator[T, None, None]:
 async def from_any_loop(stream: Stream[T]) -> AsyncGenerator[T, None]:
     """The answers of a stream that the background loop runs, in the caller's own event loop."""
     try:
-        while (found := await _there(stream.next())) is not None:
+        while (found := await in_background(stream.next())) is not None:
             for answer in found:
                 yield answer
     finally:
-        await _there(stream.close())
+        await in_background(stream.close())
 
 
-async def _there(coroutine: Coroutine[Any, Any, T]) -> T:
+async def in_background(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run where the client lives, awaited in the caller's own event loop."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, BACKGROUND.loop))

@@ -23,7 +23,7 @@ from limbeck.runs.said import said_logprobs
 from limbeck.runs.stage import Interrupted, Run, Stage, execute, plan
 from limbeck.runs.train import Train, Twin
 from limbeck.runs.write import Report
-from limbeck.v1.event_pb2 import Event, RunFailed, RunFinished, RunInterrupted, RunStarted
+from limbeck.v1.event_pb2 import Event, RunFailed, RunFinished, RunInterrupted, RunStarted, TeacherStarting
 
 if TYPE_CHECKING:
     from limbeck.plugins import Registry
@@ -84,7 +84,7 @@ def run_recipe(
         recipe.placing(),
         RunFolder(recipe.output) as folder,
         EventLog(folder.events, folder.run_id, observers=registry.observers, display=display) as log,
-        TeacherDesk(recipe) as desk,
+        TeacherDesk(recipe, lambda phase: log.emit(TeacherStarting(phase=phase)), lambda: _check(stop)) as desk,
     ):
         folder.record(recipe.path, recipe.text, recipe.resolved())
         log.emit(RunStarted(limbeck_version=limbeck.__version__, recipe_digest=recipe.digest))
@@ -112,6 +112,13 @@ def run_recipe(
         finally:
             _finish(log, last)
     return folder.path
+
+
+def _check(stop: Callable[[], str | None] | None) -> None:
+    """Raise Interrupted where a signal came."""
+    signal = stop() if stop is not None else None
+    if signal is not None:
+        raise Interrupted(signal)
 
 
 def _refuse_labels(recipe: Recipe, contents: Contents, until: str | None) -> None:

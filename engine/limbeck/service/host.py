@@ -43,6 +43,8 @@ class TeacherHost:
         self.state: State = "starting"
         self.info: TeacherInfo | None = None
         self.restarts = 0  # workers lost
+        self.phase = ""  # what is done while it starts
+        self._since = time.monotonic()  # when that began
         self._bound = bound
         self._log = logging.LoggerAdapter(log, {"teacher": name})
         self._said: pb.Teacher | None = None
@@ -62,6 +64,11 @@ class TeacherHost:
         self._pump_due = False
 
     @property
+    def phase_seconds(self) -> float:
+        """Seconds since the phase began; 0 where it does not start."""
+        return time.monotonic() - self._since if self.phase else 0.0
+
+    @property
     def message(self) -> pb.Teacher:
         """What it is; the limits are left out."""
         message = pb.Teacher()
@@ -70,6 +77,7 @@ class TeacherHost:
         message.name, message.plugin, message.state = self.name, self._bound.name, _STATES[self.state]
         if self.state == "failed" and self._error is not None:
             message.error.CopyFrom(error_message(self._error))
+        message.phase, message.phase_seconds = self.phase, self.phase_seconds
         return message
 
     async def start(self) -> None:
@@ -144,13 +152,21 @@ class TeacherHost:
         if self.state == "failed" and time.monotonic() >= self._not_before:
             self._begin()
 
-    def _unsettle(self) -> None:
+    def _unsettle(self, phase: str = "starting its process") -> None:
         self.state = "starting"
         self._settled.clear()
+        self._enter(phase)
+
+    def _enter(self, phase: str) -> None:
+        """What is done from now on until it answers."""
+        if phase != self.phase:
+            self.phase, self._since = phase, time.monotonic()
+            self._log.info("teacher starts: %s", phase)
 
     def _settle(self, state: State, error: LimbeckError | None = None) -> None:
         """The outcome of a start; a failure is one of all that waits."""
         self.state, self._error = state, error
+        self.phase = ""
         self._settled.set()
         if error is not None:
             for lane in self.lanes.values():
@@ -169,7 +185,7 @@ class TeacherHost:
             self.restarts += 1
             self._log.warning("worker ended %s; it is started again in %.1f s", how, pause)
             if self.state == "ready":
-                self._unsettle()
+                self._unsettle(f"waiting for {pause:.1f} s, since its worker ended {how}")
             else:
                 self._settle("failed", _unavailable(f"its worker ended {how} while it started"))
             await asyncio.sleep(pause)
@@ -205,6 +221,8 @@ class TeacherHost:
             self._answer(message.answer)
         elif kind == "done":
             self._done(message.done)
+        elif kind == "phase":
+            self._enter(message.phase)
         elif kind == "ready":
             self._said, self.info = message.ready, info_of(message.ready)
             self._log.info("teacher is ready")

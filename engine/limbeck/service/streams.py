@@ -24,7 +24,7 @@ from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Share, Use
 from limbeck.service.requests import expect, invalid
-from limbeck.service.translate import parse, wire_error
+from limbeck.service.translate import parse, wire_error, without_paths
 from limbeck.v1 import teacher_service_pb2 as pb
 
 UNREAD = 1 << 20  # bytes of failures that a client may leave unread before nothing more is taken in
@@ -185,11 +185,15 @@ class Stream:
         self._begun = True
 
     async def _until_ready(self) -> None:
-        """Wait for the teacher, with signs of life meanwhile: a large model takes minutes to load."""
+        """Wait for the teacher, and say what it is doing meanwhile: a large model takes minutes to load."""
         ready = asyncio.ensure_future(self._host.wait_ready())
+        timing, now = self._desk.timing, asyncio.get_running_loop().time
+        told, at = "", now()
         try:
-            while not (await asyncio.wait({ready}, timeout=self._desk.timing.alive))[0]:
-                await self._send(self._alive())
+            while not (await asyncio.wait({ready}, timeout=min(timing.poll, timing.alive)))[0]:
+                if self._host.phase != told or now() >= at + timing.alive:
+                    told, at = self._host.phase, now()
+                    await self._send(self._alive())
             ready.result()
         finally:
             ready.cancel()
@@ -321,7 +325,9 @@ class Stream:
         """Credit was used."""
 
     def _alive(self) -> bytes:
-        message: bytes = self.response(alive=pb.Alive(position=len(self._items))).SerializeToString()
+        phase, seconds = without_paths(self._host.phase), self._host.phase_seconds
+        alive = pb.Alive(position=len(self._items), phase=phase, phase_seconds=seconds)
+        message: bytes = self.response(alive=alive).SerializeToString()
         return message
 
     async def _send(self, message: bytes) -> None:

@@ -21,7 +21,7 @@ from limbeck.service.quotas import Clients
 from limbeck.service.replay import Dataset, replay
 from limbeck.service.score_stream import ScoreStream
 from limbeck.service.streams import Desk, Stream, shutting_down
-from limbeck.service.translate import parse, wire_error
+from limbeck.service.translate import parse, wire_error, without_paths
 from limbeck.signals.messages import error_of
 from limbeck.v1 import teacher_service_pb2 as pb
 
@@ -167,6 +167,7 @@ class TeacherService:
         message.limits.CopyFrom(self._config.limits.message())
         if message.HasField("error"):
             message.error.CopyFrom(wire_error(error_of(message.error)))  # without paths of this machine
+        message.phase = without_paths(message.phase)
         if not self._config.allow_full and "full" in message.capabilities:
             message.capabilities.remove("full")
         return message

@@ -23,10 +23,10 @@ _PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;:]|)")
 def public(error: LimbeckError) -> LimbeckError:
     """The error without paths of this machine: of each only its last name is left."""
     problems = [
-        replace(problem, message=_without_paths(problem.message), hint=problem.hint and _without_paths(problem.hint))
+        replace(problem, message=without_paths(problem.message), hint=problem.hint and without_paths(problem.hint))
         for problem in error.problems
     ]
-    return LimbeckError(error.reason, _without_paths(error.message), problems)
+    return LimbeckError(error.reason, without_paths(error.message), problems)
 
 
 def wire_error(error: LimbeckError) -> error_pb2.Error:
@@ -69,5 +69,6 @@ def parse(kind: type[Any], raw: bytes) -> Any:
     return message
 
 
-def _without_paths(text: str) -> str:
+def without_paths(text: str) -> str:
+    """A text that clients see: of each path only its last name is left."""
     return _PATH.sub("…/", text)

@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.interfaces import Prompt, Sampling, ScoreItem, Teacher, TeacherInfo, TeacherPlugin, Want
+from limbeck.interfaces import (
+    Prompt,
+    Sampling,
+    ScoreItem,
+    StartingTeacher,
+    Teacher,
+    TeacherInfo,
+    TeacherPlugin,
+    Want,
+)
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.plugins import load_plugins
 from limbeck.service.heads import HeadDesk
@@ -34,6 +43,8 @@ from limbeck.signals.messages import error_message, item_of, numbers, sampling_o
 from limbeck.signals.said import completion_messages
 from limbeck.v1 import signal_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
+
+LONGEST_PHASE = 200  # characters
 
 
 @dataclass(eq=False)
@@ -226,15 +237,37 @@ def make_teacher(start: internal.Start) -> Teacher:
     return teacher
 
 
+def phases(link: Link) -> Callable[[str], None]:
+    """Tells the server what is done next; from any thread, and at once, since the loop may be busy with it."""
+    loop, ours = asyncio.get_running_loop(), threading.get_ident()
+
+    def tell(phase: str) -> None:
+        frame = internal.FromWorker(phase=str(phase)[:LONGEST_PHASE])
+        if threading.get_ident() == ours:
+            link.post(frame)
+        else:
+            loop.call_soon_threadsafe(link.post, frame)
+
+    return tell
+
+
 async def serve(end: socket.socket) -> None:
     """Be the worker at this end of a socket."""
     link = await Link.of(end)
     start = await link.receive(internal.ToWorker)
     if start is None:
         return
+    tell = phases(link)
     try:
+        tell("loading its plugin")
         teacher = make_teacher(start.start)
-        info = teacher.info()
+        if isinstance(teacher, StartingTeacher):
+            await teacher.start(tell)
+            info = teacher.info()
+        else:
+            tell("loading the model")
+            info = teacher.info()
+        tell("answering a first question")
         await ask_little(teacher, info)  # who is ready has its weights, and they are good
     except Exception as error:
         await link.send(internal.FromWorker(failed=error_message(told(error))))

@@ -142,7 +142,7 @@ def test_every_command_that_the_guides_show_exists() -> None:
 def test_every_guide_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text("utf-8")
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(
-        re.findall(r"\]\((\w+\.md)\)", index)
+        re.findall(r"\]\(([\w-]+\.md)\)", index)
     )
 
 

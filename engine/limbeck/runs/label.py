@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, Want
+from limbeck.interfaces import ScoreItem, Teacher, TeacherInfo, TextTeacherInfo, Want
 from limbeck.runs.contents import Contents
 from limbeck.runs.prepare import HOLDOUT, TRAIN
+from limbeck.runs.said import said_logprobs
 from limbeck.runs.stage import Figures, Record, Run, in_bursts
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
     from limbeck.recipe import Recipe
+    from limbeck.runs.spoken import Spoken
     from limbeck.signals import Signal, SignalHeader, SignalStore, SignalWriter
 
 ASK_TOKENS = 16_384  # tokens of a group, asked for at once: enough for full batches, few enough that a stop is near
@@ -34,10 +36,15 @@ def stored_want(recipe: Recipe) -> Want | None:
     return want
 
 
-def holdout_want(recipe: Recipe, info: TeacherInfo) -> Want | None:
-    """What the evaluation needs of the held-out rows: a support at temperature 1 and the target, as far as there."""
+def holdout_want(recipe: Recipe, info: TeacherInfo | TextTeacherInfo, told: int = 0) -> Want | None:
+    """What the evaluation needs of the held-out rows: a support at temperature 1 and the target, as far as there.
+
+    Of a teacher that is asked with text, what it `told` of each token while it wrote them.
+    """
     from limbeck.recipe import wanted
 
+    if isinstance(info, TextTeacherInfo):
+        return Want(top_k=told, target=True) if told and recipe.data.holdout else None
     if info.capabilities.isdisjoint({"top_k", "target"}) or not recipe.data.holdout:
         return None
     most = max(wanted(recipe.losses).top_k, min(EVALUATION_TOP_K, info.vocab_size))
@@ -73,30 +80,40 @@ class Label:
 
     def run(self, run: Run) -> Figures:
         from limbeck.data import read_sequences
-        from limbeck.signals import SignalStore
+        from limbeck.runs.spoken import Spoken
+        from limbeck.signals import SignalStore, SignalWriter
 
-        if run.contents.text_teacher is not None:  # what it tells of tokens, it told when it wrote them
-            (run.path / "signals").mkdir(exist_ok=True)
-            return {}
-        tokenizer = run.contents.loaded_tokenizer
-        teacher = checked_teacher(run, tokenizer)
-        wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, teacher.info())}
+        tokenizer, text = run.contents.loaded_tokenizer, run.contents.text_teacher
+        info = text or run.desk.teacher.info()
+        told = said_logprobs(run.recipe, info)
+        wants = {TRAIN: stored_want(run.recipe), HOLDOUT: holdout_want(run.recipe, info, told)}
+        if text is not None and not told:  # it answers with text alone
+            wants = {}
         splits = {split: read_sequences(run.path / split) for split, want in wants.items() if want is not None}
         tokens = sum(sequence.n for sequences in splits.values() for sequence in sequences)
         figures: Figures = {"tokens": tokens, "saturated": 0, "bytes": 0}
         (run.path / "signals").mkdir(exist_ok=True)
         with ExitStack() as stack:
-            writers = {split: stack.enter_context(_writer(run, split, teacher, tokenizer, wants)) for split in splits}
-            for message in (message for writer in writers.values() for message in writer.repaired):
+            parts: list[_Part] = []
+            for split, sequences in splits.items():
+                want = wants[split]
+                assert want is not None, "splits that nothing is asked about are left out"
+                spoken = Spoken(run.path, sequences, want) if told else None
+                header = _header(info, tokenizer, want, said=told >= max(want.top_k, 1))
+                writer = SignalWriter(folder_of(run.path, split), header, shard_bytes=UNBOUNDED)
+                parts.append(_Part(sequences, want, stack.enter_context(writer), spoken))
+            for message in (message for part in parts for message in part.writer.repaired):
                 run.log.warn("STORE_MENDED", message)
-            ready = sum(s.n for split, writer in writers.items() for s in splits[split] if s.index in writer.done)
+            ready = sum(s.n for part in parts for s in part.sequences if s.index in part.writer.done)
             with run.progress("tokens", tokens, ready) as advance:
-                for split, writer in writers.items():
-                    _score(run, teacher, splits[split], wants[split], writer, in_bursts(advance))
+                for part in parts:
+                    _fill(run, part, advance)
         for split, sequences in splits.items():
             store = SignalStore(folder_of(run.path, split))
             figures["bytes"] += store.bytes
             figures["saturated"] += _saturated(store, sequences)
+        if told:
+            figures |= _said(parts)
         return figures
 
 
@@ -115,61 +132,90 @@ def checked_teacher(run: Run, tokenizer: Tokenizer) -> Teacher:
     return run.desk.teacher
 
 
-def _writer(
-    run: Run, split: str, teacher: Teacher, tokenizer: Tokenizer, wants: Mapping[str, Want | None]
-) -> SignalWriter:
-    from limbeck.signals import SignalWriter
+@dataclass(frozen=True)
+class _Part:
+    """A split at work: its sequences, what is wanted of them, where it goes, what was said of them."""
 
-    want = wants[split]
-    assert want is not None, "splits that nothing is asked about are left out"
-    return SignalWriter(folder_of(run.path, split), _header(teacher, tokenizer, want), shard_bytes=UNBOUNDED)
+    sequences: Sequence[TokenSequence]
+    want: Want
+    writer: SignalWriter
+    spoken: Spoken | None
 
 
-def _header(teacher: Teacher, tokenizer: Tokenizer, want: Want) -> SignalHeader:
+def _header(info: TeacherInfo | TextTeacherInfo, tokenizer: Tokenizer, want: Want, *, said: bool) -> SignalHeader:
+    """What the store holds. `said`: some of it may come from what was said, whose tails are 1 − Σ."""
     from limbeck.signals import SignalHeader
 
-    info = teacher.info()
+    text = isinstance(info, TextTeacherInfo)
     return SignalHeader(
-        vocab_size=info.vocab_size,
+        vocab_size=tokenizer.vocab_size if isinstance(info, TextTeacherInfo) else info.vocab_size,
         k=want.top_k,
         temperatures=want.temperatures,
         target=want.target,
         tokenizer_digest=tokenizer.digest,
         template_digest=tokenizer.template_digest,
-        weights_digest=info.weights_digest,
+        weights_digest=info.digest if isinstance(info, TextTeacherInfo) else info.weights_digest,
         teacher=info.name,
-        tail_exact=info.tail_exact,
+        tail_exact=not isinstance(info, TextTeacherInfo) and info.tail_exact and not said,
+        partial=text,
     )
 
 
-def _score(
-    run: Run,
-    teacher: Teacher,
-    sequences: Sequence[TokenSequence],
-    want: Want | None,
-    writer: SignalWriter,
-    advance: Any,
-) -> None:
-    """Ask for what is not stored yet."""
-    assert want is not None
+def _fill(run: Run, part: _Part, advance: Callable[[int], None]) -> None:
+    """Store what is not stored yet: what was said as it was, and what the teacher answers of the others."""
+    tell = in_bursts(advance)
 
-    async def ask(group: Sequence[TokenSequence]) -> dict[int, Signal]:
+    async def ask(teacher: Teacher, group: Sequence[TokenSequence]) -> dict[int, Signal]:
         items = [ScoreItem(item_id=s.index, ids=s.ids, first_row=s.first_row, n=s.n, seed=s.index) for s in group]
         found: dict[int, Signal] = {}
-        async with aclosing(teacher.score(items, want)) as answers:
+        async with aclosing(teacher.score(items, part.want)) as answers:
             async for item_id, signal in answers:
                 found[item_id] = signal
-                advance(signal.n)
+                tell(signal.n)
                 if run.stop() is not None:
                     break
         return found
 
-    for group in _groups(sequence for sequence in sequences if sequence.index not in writer.done):
-        found = run.desk.ask(ask(group))
+    for group in _groups(sequence for sequence in part.sequences if sequence.index not in part.writer.done):
+        found = {} if part.spoken is None else _spoken(part.spoken, group, part.writer.header)
+        rest = [sequence for sequence in group if sequence.index not in found]
+        advance(sum(sequence.n for sequence in group if sequence.index in found))
+        if rest:
+            teacher = checked_teacher(run, run.contents.loaded_tokenizer)
+            found |= run.desk.ask(ask(teacher, rest))
         if run.stop() is None or len(found) == len(group):
-            _add(writer, group, found)
-            writer.commit()
+            _add(part.writer, group, found)
+            part.writer.commit()
         run.check_stop()
+
+
+def _spoken(spoken: Spoken, group: Sequence[TokenSequence], header: SignalHeader) -> dict[int, Signal]:
+    """The signals of a group that were said: all of them, as far as they go, or the whole ones."""
+    if header.partial:
+        return {sequence.index: spoken.part(sequence) for sequence in group}
+    signals = ((sequence.index, spoken.whole(sequence)) for sequence in group)
+    return {index: signal for index, signal in signals if signal is not None}
+
+
+def _said(parts: Sequence[_Part]) -> Figures:
+    """How many sequences were said of, and trained tokens that nothing is known of. Raises TOKENIZER_MISMATCH.
+
+    A teacher whose tokens are never those of the student says nothing: its losses would train nothing.
+    """
+    sequences = unsaid = tokens = 0
+    for part in parts:
+        for sequence in part.sequences:
+            assert part.spoken is not None, "something was asked for while the rows were written"
+            found = _spoken(part.spoken, [sequence], part.writer.header).get(sequence.index)
+            sequences += found is not None and found.n > 0
+            tokens += len(sequence.kept)
+            if found is not None and found.partial:
+                unsaid += int((sequence.kept >= found.first_row + found.n).sum())
+    if tokens and unsaid == tokens:
+        message = "nothing was said of any trained token: the teacher's tokens are not those that the student reads"
+        hint = "take a student of the teacher's family, or train on its text: {plugin: cross_entropy}"
+        raise LimbeckError(Reason.TOKENIZER_MISMATCH, problems=[Problem(message, field="student", hint=hint)])
+    return {"said": sequences, "unsaid_tokens": unsaid}
 
 
 def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[int, Signal]) -> None:
@@ -197,6 +243,9 @@ def _groups(sequences: Iterator[TokenSequence]) -> Iterator[list[TokenSequence]]
 
 
 def _saturated(store: SignalStore, sequences: Sequence[TokenSequence]) -> int:
-    """How many stored entries hit the limit of their code. Reads every signal: each must be there, and fit."""
-    found = (store.get(sequence).top_k for sequence in sequences)
-    return sum(top_k.saturated for top_k in found if top_k is not None)
+    """How many stored entries hit the limit of their code. Reads every signal: each must be there, and fit.
+
+    In a partial store such entries stand for ids of which nothing was told, and are not counted.
+    """
+    found = [top_k.saturated for top_k in (store.get(sequence).top_k for sequence in sequences) if top_k is not None]
+    return 0 if store.header.partial else sum(found)

@@ -70,6 +70,14 @@ class PathMark:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeMark:
+    """Marks a config field as a path that is made where it is not there, relative like `PathMark`: no input."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return _resolve_with("made", source, handler)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelMark:
     """Marks a config field as a model: a local folder (relative to the recipe) where one exists, else a hub id.
 
@@ -88,6 +96,7 @@ class KnobMark:
 
 
 LocalPath = Annotated[str, PathMark()]
+MadePath = Annotated[str, MadeMark()]
 ModelPath = Annotated[str, ModelMark()]
 TokenizerPath = Annotated[str, ModelMark(weights=False)]
 # A range (Field(gt=0)) given beside Scheduled holds for the number and for every value a scheduler gives.

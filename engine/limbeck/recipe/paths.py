@@ -38,13 +38,17 @@ class Resolver:
     def below(self, at: Path_) -> dict[str, Any]:
         """The pydantic context for validating what stands at `at`; see the marks in limbeck.interfaces."""
         self._at = at
-        return {"path": self.path, "model": self.model}
+        return {"path": self.path, "made": self.made, "model": self.model}
 
     def path(self, written: str, name: str | None = None) -> str:
         """A path of the local disk, in a field called `name`."""
         resolved = absolute(self._folder, written)
         self._note(written, resolved, name)
         return str(resolved)
+
+    def made(self, written: str, _: str | None = None) -> str:
+        """A path of the local disk that need not be there."""
+        return str(absolute(self._folder, written))
 
     def model(self, written: str, name: str | None = None) -> str:
         """A folder where one exists or only one can be meant, else a hub id as it is."""

@@ -199,19 +199,26 @@ def _piece(token: str) -> bytes:
 def _of_text(tokens: list[TextToken], text: str, finish: str | None, count: int) -> tuple[TextToken, ...] | None:
     """The tokens whose bytes make the text; None where they do not.
 
-    A service may tell of the end token too, as one more token after the whole text (vLLM: ``<eos>``). It is told with
-    the bytes b"", there and wherever the same name is among the likeliest.
+    A service may tell of the end token too, as one more token after the whole text (vLLM: ``<eos>``): it is told with
+    the bytes b"". A piece of a character may come without bytes, before the one that has them all (vLLM): among the
+    likeliest such are left out, as they name no token.
     """
     whole = text.encode()
     if b"".join(token.text for token in tokens) != whole:
         *written, end = tokens
         if finish == "length" or not end.text or b"".join(token.text for token in written) != whole:
             return None
-        name = end.text
         tokens = [*written, TextToken(b"", end.logprob, end.top)]
-        tokens = [TextToken(t.text, t.logprob, tuple((b"" if b == name else b, v) for b, v in t.top)) for t in tokens]
-    best = [sorted(token.top, key=lambda pair: -pair[1])[:count] for token in tokens]
-    return tuple(TextToken(t.text, t.logprob, tuple(top)) for t, top in zip(tokens, best, strict=True))
+    return tuple(TextToken(token.text, token.logprob, _best(token.top, count)) for token in tokens)
+
+
+def _best(top: tuple[tuple[bytes, float], ...], count: int) -> tuple[tuple[bytes, float], ...]:
+    """The `count` likeliest, each once: vLLM adds the written one, and names several tokens alike."""
+    found: dict[bytes, float] = {}
+    for text, logprob in sorted(top, key=lambda pair: -pair[1]):
+        if text and len(found) < count:
+            found.setdefault(text, logprob)
+    return tuple(found.items())
 
 
 def read_usage(value: Mapping[str, Any]) -> Usage | None:

@@ -33,14 +33,13 @@ class Caller:
 
     def __init__(self, config: OpenAIConfig, key: Key, gate: Gate) -> None:
         self._config, self._key, self._gate = config, key, gate
-        quiet: dict[str, Any] = {} if key.value else {"Authorization": openai.Omit()}
+        self._headers: dict[str, Any] = {} if key.value else {"Authorization": openai.Omit()}
         self._client = openai.AsyncOpenAI(
             api_key=key.value,
             admin_api_key="",
             base_url=config.base_url,
             max_retries=0,
             timeout=None,  # by asyncio below: httpx would count from one byte to the next
-            default_headers=quiet,
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_here(config.host)),
         )
         if config.host != "api.openai.com":  # the client takes these from the environment; they concern OpenAI alone
@@ -86,7 +85,7 @@ class Caller:
         if stream and request.api != "responses":
             rest["stream_options"] = {"include_usage": True}
         named = {"model": request.body["model"], prompt: request.body[prompt]}
-        return await api.with_raw_response.create(**named, stream=stream, extra_body=rest)
+        return await api.with_raw_response.create(**named, stream=stream, extra_body=rest, extra_headers=self._headers)
 
     async def _streamed(self, request: Request) -> Answer:
         async with asyncio.timeout(self._config.timeout):

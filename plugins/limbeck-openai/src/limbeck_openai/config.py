@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from limbeck.interfaces import Config, LocalPath
+from limbeck.interfaces import Config, MadePath
 
 Api = Literal["chat", "responses", "completions"]
 SamplingField = Literal["temperature", "top_p", "top_k", "seed", "max_tokens"]
@@ -91,7 +91,7 @@ class OpenAIConfig(Config):
     )
     price: Price | None = Field(None, description="Prices, for `cost` and a budget in money.")
     budget: Budget | None = Field(None, description="What may be spent, counted in `cache`; no limit where left out.")
-    cache: LocalPath | None = Field(
+    cache: MadePath | None = Field(
         None, description="Folder of the answers that were paid for; a folder of the user's cache where left out."
     )
     served_as: str | None = Field(

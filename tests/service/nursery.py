@@ -7,7 +7,9 @@ object a line of what it does.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,6 +32,7 @@ class NurseryConfig(EchoConfig):
     folder: str  # of the diary, and of files that are waited for
     child: bool = False  # start a process that outlives everything
     runaway: bool = False  # fork one that leaves the group and keeps every file of the worker
+    engine: bool = False  # start processes as large engines do, see `engine`
     gated: bool = False  # wait for the file `gate` before each answer
     busy: bool = False  # wait without letting the event loop run
     needs: str | None = None  # a file without which it refuses to start
@@ -74,6 +77,10 @@ class Nursery(EchoTeacher):
             raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
         if config.dies_without and not (self.folder / config.dies_without).exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.engine:
+            multiprocessing.get_context("spawn").Process(target=engine, args=(config.folder,)).start()
+            while "helper" not in (self.folder / "diary").read_text():
+                time.sleep(0.01)
         if config.child:
             self.note("child", pid=subprocess.Popen(["sleep", "1000"]).pid)
         if config.runaway and (pid := os.fork()) == 0:
@@ -85,8 +92,7 @@ class Nursery(EchoTeacher):
 
     def note(self, what, **more):
         """Into the diary."""
-        with (self.folder / "diary").open("a") as diary:
-            diary.write(json.dumps({"what": what, **more}) + "\n")
+        note(self.folder, what, **more)
 
     async def wait(self):
         """For the gate."""
@@ -149,6 +155,38 @@ class Slow(Nursery):
             problem = Problem("the GPU has 8 GiB, the weights need 9", field="model", hint="take a smaller one")
             raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
         self.note("started")
+
+
+def note(folder, what, **more):
+    """Into the diary of a folder."""
+    with (Path(folder) / "diary").open("a") as diary:
+        diary.write(json.dumps({"what": what, **more}) + "\n")
+
+
+def engine(folder):
+    """A process in a session of its own, and what it starts: one in its session that wipes its environment, as a title
+    does, and one that is nobody's child any more, in a session of its own too."""
+    os.setsid()
+    note(folder, "engine", pid=os.getpid())
+    if os.fork() == 0:
+        wipe()
+        note(folder, "titled", pid=os.getpid())
+        time.sleep(1000)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        while "titled" not in (Path(folder) / "diary").read_text():
+            time.sleep(0.01)
+        note(folder, "helper", pid=os.getpid())
+    time.sleep(1000)
+
+
+def wipe():
+    """Write zeros over the environment as others see it."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])  # env_start, env_end
+    ctypes.memset(start, 0, end - start)
 
 
 @hookimpl

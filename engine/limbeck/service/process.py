@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.recipe import Bound
-from limbeck.service.kin import MARK, end_kin
+from limbeck.service.kin import KEEP_MARK, MARK, end_kin
 from limbeck.service.link import Link
 
 Log = logging.LoggerAdapter[logging.Logger]
@@ -50,7 +50,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {MARK: mark},
+                env=os.environ | KEEP_MARK | {MARK: mark},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # also out of reach of the terminal's Ctrl-C: the server ends it
             )

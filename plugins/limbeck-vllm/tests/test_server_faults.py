@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from limbeck.errors import LimbeckError, Reason
 from limbeck.interfaces import Prompt, Sampling, ScoreItem, Want
 from limbeck.testing.teachers import ask, completions, scores
-from limbeck_vllm import server_http
+from limbeck_vllm import server_tries
+from limbeck_vllm.server_answers import Entries
 from limbeck_vllm.server_config import VllmServerConfig
+from limbeck_vllm.server_rows import Rows
 from limbeck_vllm.server_teacher import VllmServerTeacher
 
 TOKENIZER = Path(__file__).parents[3] / "tests" / "data" / "tok_a"
@@ -130,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.setattr(server_http, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(server_tries, "FIRST_PAUSE", 0.001)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.script = Script()
     server.script.address = f"http://127.0.0.1:{server.server_port}"
@@ -202,12 +204,10 @@ def test_an_answer_is_read_however_it_is_cut_in_pieces(script, size):
         for start in range(0, len(body), size):
             yield body[start : start + size]
 
-    from limbeck_vllm.server_answers import Rows
-
     asked = item()
     body = json.dumps(script.good({"prompt": asked.ids.tolist(), "prompt_logprobs": 3, "max_tokens": 1, "logprobs": 0}))
-    rows = Rows(asked, 3, V)
-    rest = ask(rows.read(pieces(body.encode())))
+    rows = Rows(asked.n, 3, V)
+    rest = ask(Entries(asked, rows).read(pieces(body.encode())))
     assert rest["choices"][0]["text"] == 'never read "prompt_logprobs":['
     np.testing.assert_allclose(rows.target[0], logprobs(asked.ids[:1])[asked.ids[1]], atol=1e-5)
     assert sorted(rows.ids[-1]) == sorted(np.argsort(-logprobs(asked.ids[:8]))[:3])
@@ -239,7 +239,7 @@ def test_a_busy_server_is_given_the_time_it_asks_for(script, monkeypatch):
     on_score(script, lambda n, body: (429, b"slow down", {"retry-after": "7"}) if n == 1 else None)
     asked = teacher(script)
     asked.info()
-    monkeypatch.setattr(server_http.asyncio, "sleep", noted)
+    monkeypatch.setattr(server_tries.asyncio, "sleep", noted)
     ask(scores(asked, [item()], WANT))
     assert len([seconds for seconds in waited if 5 <= seconds <= 9]) == 1
 
@@ -281,7 +281,7 @@ def wrong(change):
         (lambda c: c["prompt_logprobs"].pop(), "8 positions of 9"),
         (lambda c: c["prompt_logprobs"].append({}), "10 positions of 9"),
         (lambda c: c["prompt_logprobs"][4].clear(), "position 4 cannot be read"),
-        (lambda c: c["prompt_logprobs"].__setitem__(4, None), "nothing of position 4"),
+        (lambda c: c["prompt_logprobs"].__setitem__(4, None), "position 4 cannot be read"),
         (lambda c: next(iter(c["prompt_logprobs"][4].values())).update(logprob=None), "not finite"),
         (lambda c: [e.update(rank=9) for e in c["prompt_logprobs"][4].values()], "0 ids of 3"),
         (lambda c: c["prompt_logprobs"][4].update({"999": {"logprob": -1, "rank": 1}}), "4 ids of 3"),
@@ -461,15 +461,22 @@ def test_closing_a_call_asks_nothing_more(script):
     assert len(script.asked) - before <= after + 2 + 1  # two may have been on their way
 
 
+def shorter(choice):
+    """As a server does whose generation config says max_new_tokens: 3."""
+    choice.update(token_ids=choice["token_ids"][:3])
+    choice["logprobs"] = {name: told[:3] for name, told in choice["logprobs"].items()}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.update(token_ids=c["token_ids"][:3]), "--generation-config vllm"),
+        (shorter, "--generation-config vllm"),
+        (lambda c: [told.pop() for told in c["logprobs"].values()], "of 5 tokens of 6"),
         (lambda c: c.update(finish_reason="abort"), "by itself ('abort')"),
         (lambda c: c.update(finish_reason="stop"), "no end token of `tokenizer`"),
         (lambda c: c.update(token_ids=[EOS, *c["token_ids"][1:]]), "went on behind an end token"),
         (lambda c: c.pop("token_ids"), "no token_ids"),
-        (lambda c: c["logprobs"]["top_logprobs"].pop(), "cannot be read"),
+        (lambda c: c["logprobs"]["token_logprobs"].pop(), "cannot be read"),
         (lambda c: c.update(logprobs=None), "cannot be read"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -38,6 +38,10 @@ class VllmServerConfig(Config):
     )
     model: str | None = Field(
         None, min_length=1, description="Its name at the server; may be left out where the server has one model."
+    )
+    protocol: Literal["http", "grpc"] = Field(
+        "http",
+        description="`grpc` for a server started with `--grpc`: answers are a tenth as large, and ready sooner.",
     )
     concurrency: int = Field(16, ge=1, le=4096, description="Requests at the server at once.")
     timeout: float = Field(300.0, gt=0, description="Seconds until an answer must be there, waiting for its turn too.")

@@ -48,6 +48,12 @@ def test_a_top_k_of_what_it_writes_is_taken(recipe: Callable[..., Recipe]) -> No
     [
         ("{plugin: forward_kl, top_k: 21}", {}, "losses[1].top_k", "is 21, and teacher api tells of 20 tokens at most"),
         (
+            "{plugin: contrastive}",
+            {},
+            "losses[1]",
+            "contrastive needs what is said of every token, and teacher api tells nothing of the one that ends",
+        ),
+        (
             "{plugin: forward_kl, top_k: 8, temperature: 2.0}",
             {},
             "losses[1].temperature",

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -363,6 +363,20 @@ def test_streams_that_are_given_up_never_mix_what_others_get(whole, monkeypatch)
             assert (await asking[1]).last > after
 
     asyncio.run(check())
+
+
+def test_what_a_stream_has_no_place_for_is_refused(tmp_path):
+    """Clients would take tokens of which nothing was said for covered ones, and weights for 1."""
+    partial = capture(tmp_path / "partial")
+    partial.label(*range(12), header=replace(HEADER, partial=True))
+    weighed = capture(tmp_path / "weighed")
+    weighed.label(*range(12))
+    sequences = [replace(s, weights=np.ones(len(s.ids), np.float32)) for s in weighed.sequences]
+    write_sequences(weighed.folder / "sequences" / "train.arrow", sequences)
+    for made, what in ((partial, "said nothing of some"), (weighed, "weights of their own")):
+        with pytest.raises(LimbeckError, match=what) as caught:
+            Dataset("d", made.folder)
+        assert caught.value.reason is Reason.CAPABILITY_MISSING
 
 
 def test_a_folder_without_signals_is_no_dataset(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,31 @@ def make_signal(teacher: Any, sequence: TokenSequence, k: int = 8) -> Signal:
     return Signal(sequence.first_row, sequence.n, top_k, target)
 
 
-def write_store(folder: Path, sequences: Sequence[TokenSequence], teacher: Any, k: int = 8) -> SignalStore:
+def write_store(
+    folder: Path, sequences: Sequence[TokenSequence], teacher: Any, k: int = 8, *, partial: bool = False
+) -> SignalStore:
+    """`partial`: of each sequence the first rows alone, of some none."""
     header = SignalHeader(
         vocab_size=VOCAB, k=k, temperatures=TEMPERATURES, target=True, tokenizer_digest="t", template_digest=None,
-        weights_digest="w", teacher="tiny",
+        weights_digest="w", teacher="tiny", partial=partial,
     )  # fmt: skip
     with SignalWriter(folder, header) as writer:
         for sequence in sequences:
-            writer.add(sequence, make_signal(teacher, sequence, k))
+            signal = make_signal(teacher, sequence, k)
+            n = 3 * sequence.index % (signal.n + 1) if partial else signal.n
+            assert signal.top_k is not None
+            assert signal.target is not None
+            rows = slice(n)
+            writer.add(sequence, replace(signal, n=n, top_k=signal.top_k.take(rows), target=signal.target[rows]))
     return SignalStore(folder)
+
+
+def weighed(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """The same with tokens that weigh 0, a quarter, 1 and 2.5; every second sequence has no weights."""
+    kinds = np.array([1.0, 0.25, 0.0, 2.5], np.float32)
+    return [
+        replace(s, weights=kinds[(np.arange(len(s.ids)) + s.index) % 4] if s.index % 2 else None) for s in sequences
+    ]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,33 @@ def test_the_teacher_is_no_distance_from_itself(world: Any, kit: Any) -> None:
     assert said["cross_entropy"] == pytest.approx(figures["cross_entropy"], rel=1e-5)
     assert said["perplexity"] == pytest.approx(figures["perplexity"], rel=1e-5)
     assert (said["forward_kl"], said["top1_agreement"]) == (0.0, 1.0)
+
+
+def test_what_the_teacher_did_not_speak_of_is_left_out_and_weights_make_no_difference(
+    world: Any, kit: Any, tmp_path: Any
+) -> None:
+    sequences = kit.weighed(world.sequences)
+    store = kit.write_store(tmp_path, sequences, world.teacher, partial=True)
+    model = tiny_model("llama", kit.VOCAB, seed=4, scale=2.0)
+    kl = compared = 0.0
+    for sequence in sequences:
+        signal = store.get(sequence)
+        rows = [row for row in sequence.kept.tolist() if row < signal.first_row + signal.n]
+        ids = torch.from_numpy(sequence.ids.astype("int64"))
+        with torch.no_grad():
+            q = torch.log_softmax(model(input_ids=ids[None]).logits[0].double(), -1)[rows]
+        support, p, tail = (torch.from_numpy(x[[row - signal.first_row for row in rows]]) for x in signal.top_k.at(1.0))
+        q = q.gather(1, support.long())
+        rest = tail.exp() * (tail - torch.log1p(-q.exp().sum(1)))
+        kl += float((p.exp() * (p - q)).sum() + rest.sum())
+        compared += len(rows)
+    found = evaluate(model, sequences, store)
+    assert found["forward_kl"] == pytest.approx(kl / compared, rel=1e-4)
+    plain = [
+        replace(s, trained=s.trained & (s.weights > 0), weights=None) if s.weights is not None else s for s in sequences
+    ]
+    assert found["perplexity"] == pytest.approx(evaluate(model, plain, None)["perplexity"], rel=1e-6)
+    assert teacher_figures(sequences, store)["perplexity"] is None  # of all tokens, or unknown
 
 
 def test_without_signals_only_the_text_is_measured(world: Any, kit: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,70 @@ def test_accumulation_changes_neither_weights_nor_figures(
     assert torch.allclose(weights(cut), weights(whole), rtol=1e-5, atol=1e-6)
     for step, values in figures(told).items():
         assert figures(told_cut)[step] == pytest.approx(values, rel=1e-4)
+
+
+@pytest.fixture
+def light(world: Any, kit: Any, tmp_path: Path) -> Any:
+    """The world with tokens that weigh more or less, and a teacher that said nothing of some."""
+    sequences = kit.weighed(world.sequences)
+    return kit.World(sequences, kit.write_store(tmp_path / "partial", sequences, world.teacher, partial=True), None)
+
+
+def test_accumulation_changes_nothing_for_tokens_that_weigh_and_signals_that_lack(
+    light: Any, kit: Any, tmp_path: Path
+) -> None:
+    whole, told = steps(light, kit, tmp_path / "whole", 6, 1)
+    cut, told_cut = steps(light, kit, tmp_path / "cut", 2, 3)
+    assert torch.allclose(weights(cut), weights(whole), rtol=1e-5, atol=1e-6)
+    for step, values in figures(told).items():
+        assert figures(told_cut)[step] == pytest.approx(values, rel=1e-4)
+
+
+def test_the_loss_of_a_step_is_over_weights_and_its_figures_over_tokens(light: Any, kit: Any, tmp_path: Path) -> None:
+    _, sink = steps(light, kit, tmp_path, 10, 1, training={"max_steps": 1})
+    values = sink.of("Metrics")[0][0].values
+    model = kit.tiny_student_without_dropout().model
+    total = {"cross_entropy": 0.0, "forward_kl": 0.0}
+    weight = tokens = compared = mass = 0.0
+    for sequence in light.sequences:
+        rows = torch.from_numpy(sequence.kept)
+        ids = torch.from_numpy(sequence.ids.astype("int64"))
+        w = torch.ones(len(rows)) if sequence.weights is None else torch.from_numpy(sequence.weights)[rows + 1]
+        with torch.no_grad():
+            z = model(input_ids=ids[None]).logits[0].double()[rows]
+        total["cross_entropy"] -= float((w * torch.log_softmax(z, -1).gather(1, ids[rows + 1][:, None])[:, 0]).sum())
+        signal = light.store.get(sequence)
+        said = rows - signal.first_row < signal.n
+        support, p, tail = (torch.from_numpy(x)[rows[said] - signal.first_row] for x in signal.top_k.at(2.0))
+        log_q = torch.log_softmax(z[said] / 2, -1).gather(1, support.long())
+        rest = tail.exp() * (tail - torch.log1p(-log_q.exp().sum(1)))
+        total["forward_kl"] += 4 * float((w[said] * ((p.exp() * (p - log_q)).sum(1) + rest)).sum())
+        weight, tokens, compared = weight + float(w.sum()), tokens + len(rows), compared + int(said.sum())
+        mass += float(p.exp().sum())
+    assert 0 < compared < tokens
+    assert values["tokens"] == tokens != weight
+    for name, expected in total.items():
+        assert values[f"losses.{name}"] == pytest.approx(expected / weight, rel=1e-4)
+    both = total["forward_kl"] + 0.1 * total["cross_entropy"]
+    assert values["loss"] == pytest.approx(both / weight, rel=1e-4)
+    assert values["diagnostics.teacher_mass"] == pytest.approx(mass / compared, rel=1e-4)
+
+
+def test_weight_zero_trains_as_if_the_tokens_were_untrained(world: Any, kit: Any, tmp_path: Path) -> None:
+    def mask(sequence: Any) -> Any:
+        keep = (torch.arange(len(sequence.ids)) % 3 > 0).numpy()
+        keep[-1] = True
+        return keep
+
+    weightless = [replace(s, weights=mask(s).astype("float32")) for s in world.sequences]
+    untrained = [replace(s, trained=s.trained & mask(s)) for s in world.sequences]
+    found = []
+    for name, sequences in (("weightless", weightless), ("untrained", untrained)):
+        store = kit.write_store(tmp_path / f"{name}-signals", sequences, world.teacher)
+        found.append(steps(kit.World(sequences, store, None), kit, tmp_path / name, 2, 2))
+    (one, told), (other, told_other) = found
+    assert torch.equal(weights(one), weights(other))
+    assert figures(told) == figures(told_other)
 
 
 def test_figures_are_what_a_bare_loop_finds(world: Any, kit: Any, tmp_path: Path) -> None:
@@ -93,8 +158,11 @@ def test_the_first_and_the_last_step_are_logged_and_a_window_counts_its_tokens(
     assert [message.done for message, _ in sink.of("Progress")] == list(range(1, 9))
 
 
-def test_two_processes_end_where_one_does(world: Any, kit: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "weighed"])
+def test_two_processes_end_where_one_does(world: Any, light: Any, kit: Any, tmp_path: Path, kind: str) -> None:
     """Ten rows by micro-batches of 2 × 2: the last one of an epoch leaves the second process without a row."""
+    world = light if kind == "weighed" else world
+    change = "kit.weighed" if kind == "weighed" else "list"
     (tmp_path / "two.py").write_text(
         f"""
 import importlib.util, json, os, sys
@@ -108,7 +176,7 @@ from limbeck.signals import SignalStore
 from limbeck.training import train
 rank = int(os.environ["RANK"])
 folder = Path({str(tmp_path)!r})
-world = kit.World(kit.make_sequences(10), SignalStore({str(world.store.folder)!r}), None)
+world = kit.World({change}(kit.make_sequences(10)), SignalStore({str(world.store.folder)!r}), None)
 training = {SGD!r} | {{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 3}}
 sink = kit.Sink()
 result = train(world.job(folder, training=training, student=kit.tiny_student_without_dropout), sink)

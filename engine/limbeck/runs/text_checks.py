@@ -40,6 +40,10 @@ def _problems(recipe: Recipe, loss: BoundLoss, asked: frozenset[str], info: Text
         hint = f"{_TEXT}, or take forward_kl with top_k up to {info.max_logprobs}"
         yield Problem(message, field=loss.field, hint=hint)
         return
+    if loss.kind == "sequence":
+        message = f"{loss.plugin.name} needs what is said of every token, and {who} tells nothing of the one that ends"
+        yield Problem(message, field=loss.field, hint=_TEXT)
+        return
     if want.top_k > info.max_logprobs:
         message = f"is {want.top_k}, and {who} tells of {info.max_logprobs} tokens at most"
         yield Problem(message, field=f"{loss.field}.top_k", hint=f"set it to {info.max_logprobs} or less")

@@ -67,7 +67,10 @@ class Dataset:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Raises FOLDER_NOT_OURS for what is no run's folder, STORE_DAMAGED where a run has no rows or no signals."""
+        """Raises FOLDER_NOT_OURS for what is no run's folder, STORE_DAMAGED where a run has no rows or no signals.
+
+        CAPABILITY_MISSING for what clients could not see: signals of some tokens alone, tokens that weigh less.
+        """
         self.name, self._folder = name, Path(folder)
         if not (self._folder / TRAIN).is_file():
             hint = "give the `output` of a recipe that was labelled or run"
@@ -115,6 +118,7 @@ class Dataset:
         sequences = read_sequences(self._folder / TRAIN)
         assert isinstance(sequences, SequenceFile)
         shelf = _Shelf(sequences, SignalStore(self._store).header, stamps)
+        _refuse(shelf, self._folder)
         self._read_journal(shelf)
         return shelf
 
@@ -238,6 +242,22 @@ async def replay(
         if ahead is not None:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
+
+
+def _refuse(shelf: _Shelf, folder: Path) -> None:
+    """Raise CAPABILITY_MISSING for what the messages of a stream have no place for: it would be lost without a word."""
+    faults = {
+        "the teacher said nothing of some of its trained tokens": shelf.header.partial,
+        "tokens of its rationales have weights of their own (data.rationale)": shelf.sequences.weighted,
+    }
+    hint = "train where the run's folder is: limbeck run"
+    problems = [
+        Problem(f"{what}, which cannot be streamed", file=str(folder), hint=hint)
+        for what, is_so in faults.items()
+        if is_so
+    ]
+    if problems:
+        raise LimbeckError(Reason.CAPABILITY_MISSING, problems=problems)
 
 
 def _tokens(entry: Entry, sequence: TokenSequence) -> pb.Tokens:

@@ -276,6 +276,18 @@ def test_refused_failed_empty_and_cut_answers_are_counted_and_worth_nothing(cont
     assert line.f1.value == pytest.approx(13 / 16)
 
 
+def test_a_rationale_is_no_part_of_an_answer(contest: Path) -> None:
+    recipe = write(contest, ["good"], teacher="good")
+    given = [f"<think>no, wait</think> {question.reference}" for question in asked(recipe)]
+    for tagged, f1 in ((", rationale: {tag: think}", 1.0), ("", None)):
+        data = f"{{path: rows.jsonl, holdout: 16{tagged}}}"
+        api = ScriptedTextTeacher(*given)
+        recipe = write(contest, ["api"], teacher="api", student="{model: raw}", data=data)
+        found = named(run(recipe, registry(api=lambda _, api=api: api)))["api"].f1
+        assert found is not None
+        assert found.value == f1 if f1 is not None else 0 < found.value < 1
+
+
 def test_answers_of_a_cache_have_their_price_and_a_warning(contest: Path) -> None:
     class Cached(ScriptedTextTeacher):
         def usage(self) -> dict[str, float]:

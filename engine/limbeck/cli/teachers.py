@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from limbeck.runs.ranking import Comparison, Line, Measured
 
 NAME_WIDTH = 18
-REST = "remarks"  # the column that may wrap
+REST = "remarks"
+HUGE = 1e5  # a perplexity from here on is told as 762.4 M
 NOTICE = b"\nstopping; Ctrl-C again stops at once\n"
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
 
@@ -82,14 +83,14 @@ def _progress() -> Iterator[Callable[[str, str, int, int], None]]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("")
-        at: list[tuple[str, str]] = []
 
         def show(name: str, what: str, done: int, total: int) -> None:
-            if at != [(name, what)]:
-                at[:] = [(name, what)]
-                bar.reset(task, description=f"{name}: {what}", total=total or None)
-            bar.update(task, completed=done)
+            text = f"{name}: {what}"
+            if [task.description for task in bar.tasks] != [text]:
+                for task in bar.task_ids:
+                    bar.remove_task(task)
+                bar.add_task(text, total=total or None)
+            bar.update(bar.task_ids[0], completed=done)
 
         yield show
 
@@ -121,28 +122,28 @@ def _table(*columns: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(columns):
-        left = place == 1 or name == REST
-        table.add_column(name, justify="left" if left else "right", overflow="ellipsis", no_wrap=name != REST)
+        text = place == 1 or name == REST  # numbers keep their width, texts are folded
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     table.columns[1].min_width = NAME_WIDTH
     return table
 
 
 def _quality(lines: list[Line]) -> Any:
-    from limbeck.report.numbers import short
+    from limbeck.report.numbers import count, short
 
     table = _table("", "", "bits/byte", "", "perplexity", "F1", "", "exact")
     for line in lines:
         bound = "" if line.exact else "≥ "
         bits, f1 = line.bits_per_byte, line.f1
         exact = None if line.exact_match is None else line.exact_match.value
-        perplexity = short(line.perplexity)
+        perplexity = (count if (line.perplexity or 0) >= HUGE else short)(line.perplexity)
         table.add_row(
             *_who(line),
             *_measured(bits, bound),
             f"{bound}{perplexity}" if line.perplexity is not None else perplexity,
-            *_measured(f1),
+            *_measured(f1, digits=2),
             short(exact),
         )
     return table
@@ -151,7 +152,7 @@ def _quality(lines: list[Line]) -> Any:
 def _expense(lines: list[Line]) -> Any:
     from limbeck.report.numbers import MISSING, short
 
-    table = _table("", "", "tokens in", "out", "cost", "s/answer (50 %, 95 %)", "tokens/s", REST)
+    table = _table("", "", "tokens in", "out", "cost", "s/answer (p50, p95)", "tokens/s", REST)
     for line in lines:
         counts = {"cut": line.truncated, **line.rejected}
         rest = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if count)
@@ -170,10 +171,10 @@ def _who(line: Line) -> tuple[str, str]:
     return "" if line.rank is None else str(line.rank), escape(line.name) + (" *" if line.picked else "")
 
 
-def _measured(value: Measured | None, bound: str = "") -> tuple[str, str]:
+def _measured(value: Measured | None, bound: str = "", digits: int = 3) -> tuple[str, str]:
     from limbeck.report.numbers import MISSING, short
     from limbeck.runs.ranking import between
 
     if value is None:
         return MISSING, ""
-    return f"{bound}{short(value.value)}", between(value.interval).strip()
+    return f"{bound}{short(value.value)}", between(value.interval, digits).strip()

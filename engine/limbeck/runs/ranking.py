@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,7 +22,7 @@ Figure = Literal["bits_per_byte", "f1"]
 NAMES: dict[Figure, str] = {"bits_per_byte": "bits per byte", "f1": "word F1"}
 RULES: dict[Figure | None, str] = {
     "bits_per_byte": "fewest bits per byte of the reference answers, then the lower cost",
-    "f1": "highest word F1 of the answers against the references, then the lower cost",
+    "f1": "highest word F1 of the answers against the references, then the lower cost, then bits per byte",
     None: "fewest answers missing, then the lower cost, then the shorter time",
 }
 FEW_ROWS = 20  # below it, an interval is a guess
@@ -120,7 +120,8 @@ class Comparison:
 def judge(contest: Contest) -> Comparison:
     """Rank the teachers of a contest, compare neighbours, and each with the student."""
     wanted = {place: one.reference for place, one in enumerate(contest.asked) if one.reference is not None}
-    sheets = [_Sheet(entry, wanted) for entry in contest.entries]
+    rationale = contest.recipe.data.rationale
+    sheets = [_Sheet(entry, wanted, None if rationale is None else rationale.tag) for entry in contest.entries]
     teachers = [sheet for sheet in sheets if sheet.kind == "teacher" and sheet.outcome is not None]
     students = [sheet for sheet in sheets if sheet.kind == "student"]
     failed = [sheet for sheet in sheets if sheet.kind == "teacher" and sheet.outcome is None]
@@ -128,7 +129,7 @@ def judge(contest: Contest) -> Comparison:
     ranked = sorted(teachers, key=lambda sheet: sheet.key(figure))
     pairs = pairwise(ranked) if figure else ()
     differences = [one for a, b in pairs if (one := _difference(a, b, figure)) is not None]
-    own = [one for a in ranked for b in students if (one := _difference(a, b, figure)) is not None]
+    own = [one for a in ranked for b in students if (one := _difference(a, b, "bits_per_byte")) is not None]
     lines = [sheet.line(rank) for rank, sheet in enumerate(ranked, 1)]
     return Comparison(
         rows=len(contest.asked),
@@ -149,14 +150,14 @@ def judge(contest: Contest) -> Comparison:
 class _Sheet:
     """The measured rows of a contestant."""
 
-    def __init__(self, entry: Entry, wanted: dict[int, str]) -> None:
+    def __init__(self, entry: Entry, wanted: dict[int, str], tag: str | None) -> None:
         self.entry, self.outcome = entry, entry.outcome
         self.name, self.kind = entry.contestant.name, entry.contestant.kind
         outcome = entry.outcome or Outcome()
         self.bits = {i: (one.nats / math.log(2), one.bytes) for i, one in outcome.likelihoods.items()}
         answered = {place: answer for place, answer in outcome.answers.items() if place in wanted}
-        self.f1 = {place: (_right(word_f1, answer, wanted[place]), 1) for place, answer in answered.items()}
-        self.same = {place: (_right(exact_match, answer, wanted[place]), 1) for place, answer in answered.items()}
+        self.f1 = {place: (_right(word_f1, answer, wanted[place], tag), 1) for place, answer in answered.items()}
+        self.same = {place: (_right(exact_match, answer, wanted[place], tag), 1) for place, answer in answered.items()}
 
     def rows(self, figure: Figure) -> dict[int, tuple[float, int]]:
         """By place, what is summed above and below the line; empty where the figure is not known."""
@@ -164,15 +165,14 @@ class _Sheet:
             return self.bits if self.outcome is not None and self.outcome.exact else {}
         return self.f1
 
-    def key(self, figure: Figure | None) -> tuple[float, float, float, str]:
-        """Sorts the best first."""
-        cost = math.inf if (line := self.line(None)).cost is None else line.cost
-        seconds = math.inf if line.seconds_mean is None else line.seconds_mean
+    def key(self, figure: Figure | None) -> tuple[float, ...]:
+        """Sorts the best first, by the rule of the figure."""
+        line = self.line(None)
+        cost, seconds = (math.inf if value is None else value for value in (line.cost, line.seconds_mean))
         if figure is None:
-            return (sum(line.rejected.values()), cost, seconds, self.name)
-        rows = self.rows(figure)
-        worth = (ratio(_array(rows)) * _sign(figure)) if rows else -math.inf
-        return (-worth, cost, seconds, self.name)
+            return (sum(line.rejected.values()), cost, seconds)
+        bits, f1 = (_sign(name) * ratio(_array(rows)) if (rows := self.rows(name)) else -math.inf for name in NAMES)
+        return (-bits, cost) if figure == "bits_per_byte" else (-f1, cost, -bits)
 
     def line(self, rank: int | None) -> Line:
         """The figures."""
@@ -211,9 +211,17 @@ class _Sheet:
         )
 
 
-def _right(measure: Any, answer: Answer, reference: str) -> float:
-    """An answer that was refused, failed or is empty is worth nothing: it gives a student nothing either."""
-    return 0.0 if answer.rejected is not None else float(measure(answer.text, reference))
+def _right(measure: Callable[[str, str], float], answer: Answer, reference: str, tag: str | None) -> float:
+    """An answer that was refused, failed or is empty is worth nothing: it gives a student nothing either.
+
+    What stands in the tags of a rationale is no part of the answer.
+    """
+    from limbeck.data.rationale import without
+
+    if answer.rejected is not None:
+        return 0.0
+    said, wanted = (answer.text, reference) if tag is None else (without(answer.text, tag), without(reference, tag))
+    return measure(said, wanted)
 
 
 def _spent(outcome: Outcome) -> tuple[int | None, int | None, float | None]:
@@ -254,8 +262,8 @@ def _figure(teachers: Sequence[_Sheet]) -> Figure | None:
 
 
 def _difference(first: _Sheet, second: _Sheet, figure: Figure | None) -> Difference | None:
-    """In the figure of the ranking, or else in one that both have; None where they have none."""
-    for name in dict.fromkeys(one for one in (figure, "f1", "bits_per_byte") if one is not None):
+    """In this figure, or else in F1 where both have that; None where they have none."""
+    for name in dict.fromkeys(one for one in (figure, "f1") if one is not None):
         a, b = first.rows(name), second.rows(name)
         if common := sorted(a.keys() & b.keys()):
             rows = [_array({place: of[place] for place in common}) for of in (a, b)]
@@ -265,9 +273,9 @@ def _difference(first: _Sheet, second: _Sheet, figure: Figure | None) -> Differe
     return None
 
 
-def between(middle: Interval | None) -> str:
+def between(middle: Interval | None, digits: int = 3) -> str:
     """` (0.08 … 0.15)`, nothing where there is no interval."""
-    return "" if middle is None else f" ({short(middle[0])} … {short(middle[1])})"
+    return "" if middle is None else f" ({short(middle[0], digits)} … {short(middle[1], digits)})"
 
 
 def _worse(one: Difference) -> str:
@@ -318,6 +326,8 @@ def _verdict(ranked: Sequence[_Sheet], figure: Figure | None, differences: Seque
         text += f"{differences[0].second}."
     else:
         text = f"{best.name} comes first of {len(ranked)} teachers, {worth}."
-    for one in doubtful:
-        text += f" {one.first} and {one.second} cannot be told apart {on}: they differ by {one.text}."
+    if doubtful:
+        one = doubtful[0]
+        text += f" {one.first} and {one.second} cannot be told apart {on}: they differ by {one.text}"
+        text += "".join(f"; nor can {one.first} and {one.second}" for one in doubtful[1:]) + "."
     return text

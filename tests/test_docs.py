@@ -15,13 +15,23 @@ from limbeck import errors, hookspecs
 from limbeck.cli.main import COMMANDS, EXIT_SIGPIPE
 from limbeck.errors import CATALOGUE, Reason
 from limbeck.plugins import HOOKS, OBSERVER_HOOK, load_plugins
-from limbeck.recipe import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec, TrainingSpec, load_recipe
+from limbeck.recipe import (
+    DataSpec,
+    EvaluationSpec,
+    RationaleSpec,
+    RecipeFile,
+    SignalsSpec,
+    StudentSpec,
+    TrainingSpec,
+    load_recipe,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SECTIONS = {
     "student": StudentSpec,
     "data": DataSpec,
+    "data.rationale": RationaleSpec,
     "signals": SignalsSpec,
     "training": TrainingSpec,
     "evaluation": EvaluationSpec,

@@ -98,12 +98,18 @@ def test_all_of_the_mass_leaves_a_tail_that_is_not_nothing(tokenizer: Tokenizer)
     assert 0 < tail[0] < 1e-6
 
 
+def test_an_end_token_that_is_told_of_is_no_part_of_the_answer(tokenizer: Tokenizer) -> None:
+    rows, _, said = shares(tokenizer, [token(b"a", 0.9), token(b"b", 0.9), token(b"", 0.5, (b"<eos>", 0.5))], "ab")
+    assert len(rows) == len(said.ids) == 2
+
+
 def test_other_tokens_or_impossible_numbers_say_nothing(tokenizer: Tokenizer) -> None:
     ids = ids_of(tokenizer, "ab")
     for tokens in (
         [token(b"ab", 0.9)],
         [token(b"a", 0.9), token(b"c", 0.9)],
-        [token(b"a", 0.9), token(b"b", 0.9), token(b"", 0.9)],
+        [token(b"a", 0.9), token(b"b", 0.9), token(b"c", 0.9)],
+        [token(b"a", 0.9), token(b"", 0.9), token(b"b", 0.9)],
         [token(b"a", 0.9, (b"a", 0.9), (b"c", 0.9)), token(b"b", 0.9)],
         [token(b"a", 0.9), TextToken(b"b", float("nan"), ())],
     ):

@@ -28,6 +28,8 @@ def said_of_tokens(
     tail. The written token is always kept. A row with fewer than `k` gets ids of which nothing was told, with the code
     of −79.998 and less: readers leave such entries to the tail, so that no probability is invented.
     """
+    if len(tokens) == len(ids) + 1 and not tokens[-1].text:
+        tokens = tokens[:-1]  # the end token, of which an answer's ids know nothing
     if not len(ids) or len(tokens) != len(ids):
         return None
     if any(tokenizer.token_bytes(number) != token.text for token, number in zip(tokens, ids.tolist(), strict=True)):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,9 +16,19 @@ from limbeck_openai import gate
 from limbeck_openai.config import OpenAIConfig
 from limbeck_openai.teacher import OpenAITeacher
 
-from .scripted import MODEL, Server
 
-Serve = Callable[..., Server]
+def scripted() -> ModuleType:
+    """The module beside this one."""
+    spec = spec_from_file_location("limbeck_openai_scripted", Path(__file__).with_name("scripted.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Server = scripted().Server
+Serve = Callable[..., Any]
 Make = Callable[..., OpenAITeacher]
 
 
@@ -40,8 +52,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """A teacher of a server, with a cache of the test's own; closed at the end."""
     made: list[OpenAITeacher] = []
 
-    def teacher(server: Server, **options: Any) -> OpenAITeacher:
-        given = {"base_url": server.base_url, "model": MODEL, "cache": str(tmp_path / "cache"), "concurrency": 1}
+    def teacher(server: Any, **options: Any) -> OpenAITeacher:
+        given = {"base_url": server.base_url, "model": "small", "cache": str(tmp_path / "cache"), "concurrency": 1}
         made.append(OpenAITeacher(OpenAIConfig(**{**given, "timeout": 5.0, **options})))
         return made[-1]
 

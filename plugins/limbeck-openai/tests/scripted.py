@@ -15,8 +15,6 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-MODEL = "small"
-
 
 class Server(ThreadingHTTPServer):
     """`asked`: what came, in order: {path, body, headers, at, paid}. `peak`: most requests at once."""

@@ -18,8 +18,6 @@ from limbeck_openai import desk
 from limbeck_openai.gate import Gate, told_reset, told_wait
 from limbeck_openai.tally import Tally
 
-from .scripted import prompt_of
-
 C38 = Path(__file__).parents[3] / "tests" / "data" / "C38" / "script.json"
 
 
@@ -83,7 +81,7 @@ def test_the_whole_script_of_the_case(serve, make):
         1: ("content_filter", "stop"),
         2: (None, "stop"),  # after two 429, silence, HTML and two 500
     }
-    assert [prompt_of(record["body"])[-1] for record in server.asked] == list("00122222223")
+    assert [prompt[-1] for prompt in server.prompts] == list("00122222223")
     at = [record["at"] for record in server.asked]
     assert at[4] - at[3] >= 2  # as told
     assert at[5] - at[4] >= 1.9  # an HTTP date has whole seconds

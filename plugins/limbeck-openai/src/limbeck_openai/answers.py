@@ -21,7 +21,10 @@ _NOT_DONE = (None, "", "error", "abort")  # the service broke off: not an answer
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that was paid for. `usage` None: the service did not say. `rejected`: why it must not be trained."""
+    """An answer that was paid for. `usage` None: the service did not say. `rejected`: why it must not be trained.
+
+    `tokens` None: they were not asked for, or do not make the text.
+    """
 
     text: str
     finish: Finish
@@ -94,8 +97,6 @@ def read_value(request: Request, value: dict[str, Any], key: Key) -> Answer:
             words = "the endpoint tells no log-probabilities though they were asked; set logprobs: 0"
             raise Fault("all", words, paid=True, usage=usage)
         kept = _of_text(tokens, text, finish, request.logprobs)
-        if kept is None:
-            rejected = "failed: its tokens do not make its text"
     return Answer(
         text=text,
         finish="length" if finish == "length" else "stop",

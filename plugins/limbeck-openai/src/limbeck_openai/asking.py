@@ -132,6 +132,8 @@ class Asking:
         reasoning = f"<{tag}>{answer.reasoning}</{tag}>" if tag and answer.reasoning else ""
         lineage = {"model": answer.model or self._desk.config.model}
         told = {"system_fingerprint": answer.fingerprint} if answer.fingerprint else {}
+        if group.request.logprobs and answer.tokens is None and answer.rejected is None:
+            told["tokens"] = "do not make the text"
         used = {"prompt_tokens": answer.usage.read, "completion_tokens": answer.usage.written} if answer.usage else {}
         self._desk.tally.cached += len(group.items) - 1
         for item in group.items:

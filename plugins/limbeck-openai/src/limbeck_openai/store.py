@@ -6,11 +6,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import shutil
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,21 +67,32 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._folder, self._owner = folder, uuid.uuid4().hex
-        with self._errors():
+        self._owner = uuid.uuid4().hex
+        self._folder = folder
+        with self._errors(), ExitStack() as opened:
             folder.mkdir(parents=True, exist_ok=True)
-            self._mark = (folder / f".owner-{self._owner}").open("w")
-            fcntl.flock(self._mark, fcntl.LOCK_EX)
+            mark = opened.enter_context(self._mark_of(self._owner).open("w"))
+            opened.callback(self._mark_of(self._owner).unlink, missing_ok=True)
+            fcntl.flock(mark, fcntl.LOCK_EX)
             self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(_SCHEMA)
-            elif version != VERSION:
-                hint = "use another folder as cache, or the release of limbeck-openai that wrote it"
-                problem = Problem(f"its version is {version}, known is {VERSION}", file=str(self.path), hint=hint)
-                raise LimbeckError(Reason.FOLDER_NOT_OURS, problems=[problem])
+            opened.callback(self._db.close)
+            self._prepare()
+            self._opened = opened.pop_all()
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(_SCHEMA)
+        elif version != VERSION:
+            hint = "use another folder as cache, or the release of limbeck-openai that wrote it"
+            problem = Problem(f"its version is {version}, known is {VERSION}", file=str(self.path), hint=hint)
+            raise LimbeckError(Reason.FOLDER_NOT_OURS, problems=[problem])
+
+    def _mark_of(self, owner: str) -> Path:
+        """A file that an owner holds locked as long as it lives: the kernel drops the lock, however it dies."""
+        return self._folder / f".owner-{owner}"
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -186,13 +198,12 @@ class Store:
                 )
                 lost += changed.rowcount
                 self._db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
-            (self._folder / f".owner-{owner}").unlink(missing_ok=True)
+            self._mark_of(owner).unlink(missing_ok=True)
         return lost
 
     def _is_dead(self, owner: str) -> bool:
-        """The kernel drops a process's lock with it, however it dies."""
         try:
-            with (self._folder / f".owner-{owner}").open("r") as mark:
+            with self._mark_of(owner).open("r") as mark:
                 fcntl.flock(mark, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return True
@@ -202,9 +213,7 @@ class Store:
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
-        self._db.close()
-        (self._folder / f".owner-{self._owner}").unlink(missing_ok=True)
-        self._mark.close()
+        self._opened.close()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -242,8 +251,6 @@ def _is_full(error: sqlite3.Error, path: Path) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return True
-    import shutil
-
     # where its index in shared memory cannot grow, SQLite says no more than "disk I/O error"
     return code == sqlite3.SQLITE_IOERR and shutil.disk_usage(existing_parent(path)).free < 1 << 20
 

@@ -64,10 +64,12 @@ class Speaking(TransformersTeacher):
                 yield answer
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
-        if not sampling.logprobs:  # the self-check
-            async with aclosing(super().generate(prompts, sampling)) as completions:
+        if sampling.logprobs < 2:  # the self-check
+            given = {prompt.item_id: prompt.ids for prompt in prompts}
+            async with aclosing(super().generate(prompts, replace(sampling, logprobs=0))) as completions:
                 async for completion in completions:
-                    yield completion
+                    said = await self._say(given[completion.item_id], completion, 1) if sampling.logprobs else None
+                    yield replace(completion, said=said)
             return
         tokenizer = Tokenizer.load(Path(self.config.model))
         for prompt in prompts:

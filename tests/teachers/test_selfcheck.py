@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.data import Tokenizer
 from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import ScoreItem, Want
+from limbeck.interfaces import Said, ScoreItem, Want
 from limbeck.signals import Signal, TopK
 from limbeck.teachers.selfcheck import self_check
 from limbeck.testing.teachers import ask
@@ -83,6 +83,56 @@ def test_a_shift_is_called_a_shift(pair, by):
     teacher, tokenizer = pair
     with pytest.raises(LimbeckError, match="shifted by"):
         ask(self_check(Twisted(teacher, shift(by)), tokenizer))
+
+
+class Telling(Twisted):
+    """A teacher that tells of what it writes, through `twist(said)`."""
+
+    def info(self):
+        info = self._teacher.info()
+        return replace(info, capabilities=info.capabilities | {"generate_top_k"})
+
+    def score(self, items, want: Want):
+        return self._teacher.score(items, want)
+
+    async def generate(self, prompts, sampling):
+        given = {prompt.item_id: prompt.ids for prompt in prompts}
+        async for answer in self._teacher.generate(prompts, replace(sampling, logprobs=0)):
+            said = None
+            if sampling.logprobs and len(answer.ids):
+                ids = np.concatenate([given[answer.item_id], answer.ids]).astype(np.int32)
+                item = ScoreItem(0, ids, len(given[answer.item_id]) - 1, len(answer.ids))
+                async for _, signal in self._teacher.score([item], Want(top_k=sampling.logprobs)):
+                    support, logprobs, _ = signal.top_k.at(1.0)
+                    said = Said(answer.ids, TopK.without_tail(support, logprobs))
+            yield replace(answer, said=self._twist(said))
+
+
+def said_shifted(by: int):
+    return lambda said: said and replace(said, top_k=said.top_k.take(np.roll(np.arange(len(said.ids)), -by)))
+
+
+SAYINGS = {
+    "shifted": said_shifted(1),
+    "shifted back": said_shifted(-1),
+    "cut": lambda said: said and replace(said, ids=said.ids[:-1], top_k=said.top_k.take(slice(-1))),
+    "other ids": lambda said: said and replace(said, ids=np.roll(said.ids, 1)),
+    "flattened": lambda said: said and replace(said, top_k=replace(said.top_k, tails=said.top_k.tails * 0 - 1e-3)),
+    "nothing": lambda said: None,
+}
+
+
+def test_a_teacher_that_tells_what_it_scores_passes(pair):
+    teacher, tokenizer = pair
+    ask(self_check(Telling(teacher, lambda said: said), tokenizer))
+
+
+@pytest.mark.parametrize("twist", SAYINGS.values(), ids=SAYINGS)
+def test_a_teacher_that_tells_other_than_it_scores_fails(pair, twist):
+    teacher, tokenizer = pair
+    with pytest.raises(LimbeckError, match="that it writes") as caught:
+        ask(self_check(Telling(teacher, twist), tokenizer))
+    assert caught.value.reason is Reason.SELF_CHECK_FAILED
 
 
 def test_a_teacher_that_cannot_write_has_nothing_to_compare(pair):

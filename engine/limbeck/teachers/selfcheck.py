@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.interfaces import Prompt, Sampling, ScoreItem, Teacher, Want
+from limbeck.interfaces import Prompt, Said, Sampling, ScoreItem, Teacher, Want
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer
@@ -36,15 +36,16 @@ async def self_check(teacher: Teacher, tokenizer: Tokenizer) -> None:
 
     A known text, continued greedily, is scored through the whole path. Its best id in each row must be the one that
     the teacher writes after this prefix, and the target's log-probability that of the same id in the support. The
-    check counts only where the expected ids are not those of a shifted row; else another text is taken. A teacher
-    that cannot both write and score a top k has nothing to compare and passes.
+    check counts only where the expected ids are not those of a shifted row; else another text is taken. What it says
+    while it writes (`generate_top_k`) must be what it scores, too. A teacher that cannot both write and score a top k
+    has nothing to compare and passes.
     """
     info = teacher.info()
     if not {"generate", "top_k"} <= info.capabilities:
         return
     for text in TEXTS:
         start = tokenizer.encode_prompt(text)[: min(READ, info.max_length - WRITTEN)]
-        ids, expected = await _written(teacher, start)
+        ids, expected, said = await _written(teacher, start)
         signal, prefix = await _scored(teacher, ids)
         for answer in (signal, prefix):
             bad = [row for row, allowed in enumerate(expected) if not _says(answer, row, allowed)]
@@ -55,6 +56,7 @@ async def self_check(teacher: Teacher, tokenizer: Tokenizer) -> None:
                 )
                 raise _failed(message, _shift(answer, expected))
             _compare_target(answer, ids)
+        _compare_said(said, signal, ids, len(start))
         if all(_differs(signal, expected, by) for by in (-1, 1)):
             return
     raise _failed(
@@ -63,9 +65,15 @@ async def self_check(teacher: Teacher, tokenizer: Tokenizer) -> None:
     )
 
 
-async def _written(teacher: Teacher, start: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], Expected]:
-    """The text with its greedy continuation, ids [t], and what the teacher writes after each prefix, t sets."""
+async def _written(
+    teacher: Teacher, start: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], Expected, Said | None]:
+    """The text with its greedy continuation, ids [t], and what the teacher writes after each prefix, t sets.
+
+    And what it said of the continuation, None where it does not tell.
+    """
     ends = set(teacher.info().eos_ids)
+    said: Said | None = None
     prefixes = [Prompt(i, start[: i + 1]) for i in range(len(start))]
     after: dict[int, set[int]] = {}
     async with aclosing(teacher.generate(prefixes, Sampling(max_new_tokens=1))) as answers:
@@ -73,13 +81,17 @@ async def _written(teacher: Teacher, start: npt.NDArray[np.int32]) -> tuple[npt.
             after[answer.item_id] = {int(answer.ids[0])} if len(answer.ids) else ends
     expected = [after[i] for i in range(len(start))]
     ids = start
-    sampling = Sampling(max_new_tokens=WRITTEN)
+    tells = "generate_top_k" in teacher.info().capabilities
+    sampling = Sampling(max_new_tokens=WRITTEN, logprobs=int(tells))
     async with aclosing(teacher.generate([Prompt(0, start)], sampling)) as answers:
         async for answer in answers:
             ids = np.concatenate([start, answer.ids]).astype(np.int32)
             following = [{int(i)} for i in answer.ids[1:]]
             expected += following + ([ends] if answer.finish_reason == "stop" and len(answer.ids) else [])
-    return ids, expected
+            said = answer.said
+    if tells and said is None and len(ids) > len(start):
+        raise _failed("the teacher tells nothing of the tokens that it writes, though it was asked", "see the plugin")
+    return ids, expected, said
 
 
 async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> tuple[Signal, Signal]:
@@ -133,6 +145,27 @@ def _compare_target(signal: Signal, ids: npt.NDArray[np.int32]) -> None:
     if wrong.any():
         row = int(np.flatnonzero(rows)[wrong][0])
         raise _failed(f"the target's log-probability in row {row} is not that of the next token", "see the plugin")
+
+
+def _compare_said(said: Said | None, signal: Signal, ids: npt.NDArray[np.int32], start: int) -> None:
+    """What was said of the tokens behind the first `start` against the scores of their rows."""
+    if said is None:
+        return
+    assert signal.top_k is not None
+    support, logprobs, _ = signal.top_k.at(1.0)
+    best, told, _ = said.top_k.at(1.0)
+    written = ids[start:]
+    both = min(len(written), len(said.ids))
+    rows = np.arange(start - 1, start - 1 + both)
+    hit = support[rows] == best[:both, :1]
+    scored = np.where(hit, logprobs[rows], -np.inf).max(axis=1, initial=-np.inf)
+    wrong = (np.abs(scored - told[:both, 0]) > NEAR) | (said.ids[:both] != written[:both])
+    if wrong.any() or len(said.ids) < len(written):
+        where = f", first token {int(np.flatnonzero(wrong)[0])}" if wrong.any() else ""
+        message = (
+            f"what it says of the tokens that it writes is not what it scores: {int(wrong.sum())} of {both}{where}"
+        )
+        raise _failed(message, "row j of what was said must speak of written token j, at temperature 1; see the plugin")
 
 
 def _failed(message: str, hint: str) -> LimbeckError:

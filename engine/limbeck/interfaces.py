@@ -536,7 +536,8 @@ class Written:
 class TextModel(Protocol):
     """A teacher as a generator sees it: text in, text out. The engine wraps a Teacher with its tokenizer, or an API.
 
-    `prompts` are rows' prompts: a string, or chat messages. Yields answers as they are ready.
+    `prompts` are rows' prompts: a string, or chat messages. Yields answers as they are ready. It may have `lineage`,
+    JSON that says who writes, and `window`: how many prompts it is well asked at once.
     """
 
     def complete(

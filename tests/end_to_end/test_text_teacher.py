@@ -19,6 +19,7 @@ from limbeck.plugins import Entry, Registry, load_plugins
 from limbeck.recipe import load_recipe
 from limbeck.runs.pipeline import run_recipe
 from limbeck.testing.text_teachers import ScriptedTextTeacher
+from limbeck.testing.tiny import tiny_model_folder
 
 from .conftest import Limbeck, command, environment, events_of, kinds
 
@@ -84,9 +85,10 @@ def scripted(teacher: ScriptedTextTeacher) -> Registry:
     return Registry((*load_plugins().entries, Entry(own, "teacher", "limbeck-scripted", "1")), ())
 
 
-def played(recipe: Path, teacher: ScriptedTextTeacher, until: str | None = None) -> Path:
+def played(recipe: Path, teacher: ScriptedTextTeacher) -> Path:
+    """Run as far as the sequences."""
     registry = scripted(teacher)
-    return run_recipe(load_recipe(recipe, registry), registry, until=until)
+    return run_recipe(load_recipe(recipe, registry), registry, until="prepare")
 
 
 SCRIPTED = {"{plugin: echo-text, price: [1000, 2000]}": "{plugin: scripted}"}
@@ -133,12 +135,13 @@ def test_a_run_on_the_teachers_text_ends_with_a_student_a_report_and_its_cost(
 
 
 def test_a_finished_run_is_not_asked_again_and_another_price_or_student_changes_no_row(
-    project: Callable[..., Path], inside: Inside, tiny_teacher: Path
+    project: Callable[..., Path], inside: Inside, tmp_path: Path, data: Path
 ) -> None:
+    tiny_model_folder(tmp_path / "other", data / "tok_b")  # with another tokenizer, too
     recipe = project()
     assert inside("run", recipe)[0] == 0
     before = lines(recipe.parent / "run" / "rows" / "rows.jsonl")
-    project({"price: [1000, 2000]": "price: [7, 9], delay: 0.0001", "model: student": f"model: {tiny_teacher}"})
+    project({"price: [1000, 2000]": "price: [7, 9], delay: 0.0001", "model: student": "model: other"})
     code, out, err = inside("run", recipe)
     assert code == 0, err
     assert "generate: there already" in out

@@ -93,6 +93,16 @@ def test_a_resumed_run_asks_the_same_windows(tmp_path, monkeypatch):
     assert sorted(model.asked) == [4, 5, 6, 7, 8, 9]
 
 
+def test_a_model_may_say_how_many_prompts_it_is_well_asked_at_once(tmp_path):
+    class Wide(ScriptedModel):
+        window = 200
+
+    generator = Prompts(PromptsConfig(path=numbered(tmp_path / "p.jsonl", 150)))
+    model = Wide(["a"])
+    run(generator, model)
+    assert model.asked[0] == 149  # of those asked at once, the scripted one answers the last one first
+
+
 def test_empty_answers_are_rejected_with_their_reason_c45(tmp_path, data):
     answers = json.loads((data / "C45" / "expect.json").read_text())["teacher_completions"]
     config = PromptsConfig(path=numbered(tmp_path / "p.jsonl", 3))

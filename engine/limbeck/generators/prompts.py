@@ -16,7 +16,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.generators.config import PromptsConfig
 from limbeck.interfaces import Sample, Sampling, TextModel, Written
 
-WINDOW = 64  # prompts asked at once; they start at multiples of it, so that a resumed run asks the same batches
+WINDOW = 64  # prompts asked at once where the model does not say; a resumed run asks the same batches
 
 
 class Prompts:
@@ -59,8 +59,9 @@ class Prompts:
         """
         assert model is not None, "needs_teacher is true"
         teacher = getattr(model, "lineage", None)
-        for first in range(start - start % WINDOW, len(self.rows), WINDOW):
-            async with aclosing(self._window(first, model)) as answers:
+        size: int = getattr(model, "window", WINDOW)
+        for first in range(start - start % size, len(self.rows), size):
+            async with aclosing(self._window(first, size, model)) as answers:
                 async for written in answers:
                     if first + written.place < start:
                         continue
@@ -79,9 +80,9 @@ class Prompts:
             problems=[Problem(message, field="data.generator.min_success_ratio", hint=hint)],
         )
 
-    async def _window(self, first: int, model: TextModel) -> AsyncGenerator[Written, None]:
+    async def _window(self, first: int, size: int, model: TextModel) -> AsyncGenerator[Written, None]:
         """The answers of one window, in order of place."""
-        rows = self.rows[first : first + WINDOW]
+        rows = self.rows[first : first + size]
         waiting: dict[int, Written] = {}
         told = 0
         try:

@@ -49,7 +49,7 @@ def judge(models: Mapping[Speaker, ModelFigures], aim: Aim = "teacher") -> Verdi
     student = models.get("student", ModelFigures())
     rivals = {name: models[name] for name in RIVALS if name in models}
     against = {name: _compare(student, rival, aim) for name, rival in rivals.items()}
-    if "teacher" not in models and rivals and aim != "text":
+    if "teacher" not in models and rivals and aim == "teacher" and student.forward_kl is None:
         text = _alone(student, rivals)
     elif _overall(against) == "unknown":
         text = "Held-out figures of the student or of its rivals are missing or not finite: there is no verdict."

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import LimbeckError, Problem, Reason, counted
-from limbeck.interfaces import Generator, Sampling, TextModel, Written
+from limbeck.interfaces import Generator, Sampling, Written
 
 if TYPE_CHECKING:
     from limbeck.data import Prepared, Tokenizer
     from limbeck.recipe import DataSpec
+    from limbeck.teachers.text import ApiText
 
 _ITEM = "item {}"  # a generator knows which prompt this is, and puts its file and line there
 
@@ -28,7 +29,7 @@ class SmokeGate:
 
     def __init__(
         self,
-        model: TextModel,
+        model: ApiText,
         generator: Generator,
         spec: DataSpec,
         tokenizer: Tokenizer,
@@ -44,7 +45,12 @@ class SmokeGate:
     @property
     def lineage(self) -> Any:
         """That of the model."""
-        return getattr(self._model, "lineage", None)
+        return self._model.lineage
+
+    @property
+    def window(self) -> int:
+        """That of the model."""
+        return self._model.window
 
     async def complete(
         self, prompts: Sequence[str | list[dict[str, Any]]], sampling: Sampling, first_id: int

@@ -91,6 +91,8 @@ class ApiText:
     are not those of the student's `tokenizer`, nothing is `said` of an answer.
     """
 
+    window = 4096  # an end of it is waited for, and nothing is lost by a large one
+
     def __init__(self, teacher: TextTeacher, answers: Answers, tokenizer: Tokenizer, logprobs: int = 0) -> None:
         self._teacher, self._answers, self._tokenizer, self._logprobs = teacher, answers, tokenizer, logprobs
 

@@ -33,6 +33,7 @@ class Caller:
 
     def __init__(self, config: OpenAIConfig, key: Key, gate: Gate) -> None:
         self._config, self._key, self._gate = config, key, gate
+        key.hide_in_logs()
         self._headers: dict[str, Any] = {} if key.value else {"Authorization": openai.Omit()}
         self._client = openai.AsyncOpenAI(
             api_key=key.value,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
 
 HIDDEN = "[key]"
+# Those of the transport that tell, at level DEBUG, what a service sent. A filter of a logger is not its children's.
+_LOGGERS = ("httpcore2.connection", "httpcore2.http11", "httpcore2.http2", "httpcore2.proxy", "httpx2", "openai")
 
 
 class Key:
@@ -32,6 +35,19 @@ class Key:
         if isinstance(value, dict):
             return {name: self.hide_in(inner) for name, inner in value.items()}
         return [self.hide_in(inner) for inner in value] if isinstance(value, list) else value
+
+    def hide_in_logs(self) -> None:
+        """Take the key out of what the HTTP libraries log, for as long as this process lives."""
+        if not self.value:
+            return
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self._hide_in_record)
+
+    def _hide_in_record(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if self.value in text:
+            record.msg, record.args = self.hide(text), ()
+        return True
 
 
 def read_key(variable: str | None) -> Key:

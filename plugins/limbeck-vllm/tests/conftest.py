@@ -52,7 +52,12 @@ def tiny_config(tiny_folder: Path) -> VllmConfig:
         model=str(tiny_folder),
         dtype="float32",
         concurrency=6,
-        engine={"max_num_seqs": 4, "max_num_batched_tokens": 64, "kv_cache_memory_bytes": 1 << 28},
+        engine={
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 64,
+            "kv_cache_memory_bytes": 1 << 28,
+            "enable_log_requests": True,  # tells of requests that were aborted
+        },
     )
 
 

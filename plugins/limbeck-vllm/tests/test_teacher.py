@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from limbeck.interfaces import Prompt, Sampling, ScoreItem, StartingTeacher, Tea
 from limbeck.signals import Signal
 from limbeck.teachers import TransformersConfig
 from limbeck.testing.teachers import CODE_STEP, TeacherConformance, ask, completions, scores
+from limbeck_vllm.process import EngineProcess
 from limbeck_vllm.teacher import VllmTeacher
 
 pytestmark = pytest.mark.vllm
@@ -44,6 +47,14 @@ def text(length: int, seed: int) -> npt.NDArray[np.int32]:
     ids = np.random.default_rng(seed).integers(3, 261, length).astype(np.int32)
     ids[0] = 2
     return ids
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that must come."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
 
 
 def same(found: Signal, expected: Signal) -> None:
@@ -119,14 +130,14 @@ def test_more_sequences_than_fit_at_once_are_all_answered(vllm_teacher: VllmTeac
         same(found[item.item_id], expected[item.item_id])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_what_is_said_while_writing_is_what_scoring_says(
     vllm_teacher: VllmTeacher, reference: Teacher, temperature: float
 ) -> None:
     prompts = [Prompt(i, text(6 + i, i)) for i in range(8)]
-    sampling = Sampling(max_new_tokens=120, temperature=temperature, top_p=0.9, top_k=40, seed=5, logprobs=6)
+    sampling = Sampling(max_new_tokens=120, temperature=temperature, top_p=0.99, top_k=250, seed=5, logprobs=6)
     written = ask(completions(vllm_teacher, prompts, sampling))
-    assert {answer.finish_reason for answer in written.values()} == {"stop", "length"}
+    assert temperature == 0 or {answer.finish_reason for answer in written.values()} == {"stop", "length"}
     ends = set(vllm_teacher.info().eos_ids)
     for prompt in prompts:
         answer = written[prompt.item_id]
@@ -161,7 +172,7 @@ def test_case_c43_the_ids_that_are_given_are_read_as_they_are(
 
     rows, _ = read_rows([data / "C43" / "rows.jsonl"])
     for name in ("tok_a", "tok_a_adds_bos"):
-        tokenizer = Tokenizer.load(data / name, template=None) if name == "tok_a" else Tokenizer.load(data / name)
+        tokenizer = Tokenizer.load(data / name)
         ids = tokenizer.encode_prompt(prompt_of(rows[2]))
         assert ids.tolist().count(2) == 1
         assert ids[0] == 2
@@ -197,19 +208,27 @@ def test_several_threads_with_loops_of_their_own_ask_one_engine(vllm_teacher: Vl
 
 def test_closing_the_iterator_takes_its_requests_from_the_engine(vllm_teacher: VllmTeacher) -> None:
     prompts = [Prompt(i, text(5, i)) for i in range(6)]
-    quick, slow = Sampling(max_new_tokens=1), Sampling(max_new_tokens=400, temperature=1.0)
 
-    async def given_up() -> set[str]:
-        async with aclosing(vllm_teacher.generate(prompts, slow)) as answers:
+    async def given_up() -> set[int]:
+        async with aclosing(vllm_teacher.generate(prompts, Sampling(max_new_tokens=450, temperature=1.0))) as answers:
             task = asyncio.ensure_future(anext(answers))
-            await asyncio.sleep(0.2)
+            while not engine()._asked:
+                await asyncio.sleep(0.01)
+            asked = set(engine()._asked)
             task.cancel()
             await asyncio.wait([task])
-        assert vllm_teacher._engine is not None
-        assert not vllm_teacher._engine._asked
-        return set((await completions(vllm_teacher, [Prompt(9, text(5, 9))], quick))[9].finish_reason)
+        return asked
 
-    assert asyncio.run(given_up())
+    def engine() -> EngineProcess:
+        assert vllm_teacher._engine is not None
+        return vllm_teacher._engine
+
+    ask(scores(vllm_teacher, [ScoreItem(0, text(5, 0), 0, 4)], Want(top_k=1)))  # it runs
+    asked = asyncio.run(given_up())
+    assert len(asked) == 6
+    assert not engine()._asked
+    wanted = {f"Request {number} aborted." for number in asked}  # as vLLM logs it
+    until(lambda: all(any(words in line for line in list(engine()._lines)) for words in wanted))
 
 
 def test_a_slow_reader_is_waited_for(vllm_teacher: VllmTeacher) -> None:

@@ -138,8 +138,12 @@ class Nursery(EchoTeacher):
 class Slow(Nursery):
     """A teacher whose start takes long and is told of."""
 
+    up = False
+
     async def start(self, told):
-        """Phase by phase."""
+        """Phase by phase; again where it is lost."""
+        if self.up and not self.lost:
+            return
         self.note("start")
         for phase in self.config.phases:
             if self.config.from_thread:
@@ -154,6 +158,7 @@ class Slow(Nursery):
         if self.config.refuses:
             problem = Problem("the GPU has 8 GiB, the weights need 9", field="model", hint="take a smaller one")
             raise LimbeckError(Reason.MODEL_INVALID, problems=[problem])
+        self.up, self.lost = True, False
         self.note("started")
 
 

@@ -22,7 +22,7 @@ from limbeck.teachers.remote import LimbeckTeacher
 from limbeck.testing.teachers import ask, completions, scores
 from limbeck.v1 import teacher_service_pb2 as pb
 
-from .hosting import Diary, alive, hosted, ids, item, until
+from .hosting import Box, Diary, alive, hosted, ids, item, until
 from .served import serving
 
 Make = Callable[..., Bound]
@@ -131,6 +131,34 @@ def test_a_worker_that_is_killed_while_it_loads_starts_again(nursery: Make, diar
             await host.close()
 
     ask(go())
+
+
+def test_an_engine_that_died_alone_is_started_again_in_its_worker_and_that_is_seen(
+    nursery: Make, diary, tmp_path: Path
+) -> None:
+    box, other = Box(), Box()
+
+    async def go() -> None:
+        (tmp_path / "loading").touch()
+        async with hosted(nursery("slow", phases=["loading"], poison=[5], loses_gpu=True)) as host:
+            (tmp_path / "loading").unlink()
+            host.score("a", pb.Want(target=True), [item(4), item(5)], box, alone=False)
+            await until(lambda: host.phase == "loading")
+            assert host.message.state == pb.Teacher.STATE_STARTING
+            host.score("b", pb.Want(target=True), [item(6)], other, alone=False)
+            ready = asyncio.ensure_future(host.wait_ready())
+            await asyncio.sleep(0.05)
+            assert (ready.done(), box.failures, other.complete) == (False, {}, [])
+            (tmp_path / "loading").touch()
+            await ready
+            await box.told(2)
+            await other.told(1)
+            await until(lambda: host.state == "ready")
+            assert (box.complete, other.complete, host.restarts) == ([4], [6], 0)
+            assert box.failures[5].reason is Reason.SCORING_FAILED
+
+    ask(go())
+    assert len(diary.all("born")) == 1
 
 
 def test_a_lost_worker_s_pause_is_a_phase_too(nursery: Make, diary, monkeypatch: pytest.MonkeyPatch) -> None:

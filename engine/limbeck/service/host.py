@@ -221,6 +221,8 @@ class TeacherHost:
             self._answer(message.answer)
         elif kind == "done":
             self._done(message.done)
+        elif kind == "phase" and self.state == "ready":  # its engine has died, and it starts another
+            self._unsettle(message.phase)
         elif kind == "phase":
             self._enter(message.phase)
         elif kind == "ready":

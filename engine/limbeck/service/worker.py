@@ -64,6 +64,7 @@ class Worker:
         self._link, self._teacher, self._info = link, teacher, info
         self._calls: dict[int, _Call] = {}
         self._head = HeadDesk(teacher)
+        self._mending = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer until the other end is gone."""
@@ -113,14 +114,27 @@ class Worker:
     async def _end_if_broken(self) -> None:
         """End the process where the teacher answers nothing any more: after some errors a GPU is lost to its process.
 
-        Asked before the error is told, so that nobody else's items are failed by it.
+        Asked before the error is told, so that nobody else's items are failed by it. A teacher whose engine alone has
+        died starts another, and the server hears of that as of the first start.
         """
+        phases: list[str] = []
+        tell = phase_teller(self._link)
+
+        def starts(phase: str) -> None:
+            phases.append(phase)
+            tell(phase)
+
         try:
-            await ask_little(self._teacher, self._info)
+            async with self._mending:
+                if isinstance(self._teacher, StartingTeacher):
+                    await self._teacher.start(starts)
+                await ask_little(self._teacher, self._info)
         except Exception as error:
             told(error)
             print("the teacher does not recover: the worker ends", file=sys.stderr, flush=True)
             os._exit(1)
+        if phases:
+            await self._link.send(internal.FromWorker(ready=teacher_message(self._info)))
 
     async def _score(self, call: _Call) -> None:
         request = call.request
@@ -237,7 +251,7 @@ def make_teacher(start: internal.Start) -> Teacher:
     return teacher
 
 
-def phases(link: Link) -> Callable[[str], None]:
+def phase_teller(link: Link) -> Callable[[str], None]:
     """Tells the server what is done next; from any thread, and at once, since the loop may be busy with it."""
     loop, ours = asyncio.get_running_loop(), threading.get_ident()
 
@@ -257,7 +271,7 @@ async def serve(end: socket.socket) -> None:
     start = await link.receive(internal.ToWorker)
     if start is None:
         return
-    tell = phases(link)
+    tell = phase_teller(link)
     try:
         tell("loading its plugin")
         teacher = make_teacher(start.start)

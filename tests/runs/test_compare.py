@@ -448,3 +448,21 @@ def test_a_signal_ends_it(contest: Path) -> None:
     with pytest.raises(Interrupted) as caught:
         run(write(contest, ["good", "fair"]), stop=lambda: "SIGTERM")
     assert caught.value.signal == "SIGTERM"
+
+
+def test_a_student_that_is_not_there_is_told_and_the_teachers_are_compared(contest: Path) -> None:
+    found = run(write(contest, ["good", "fair"], student="{model: ./away}"))
+    assert [(line.name, line.rank) for line in found.lines] == [("good", 1), ("fair", 2), ("student (start)", None)]
+    failed = found.lines[-1].failed
+    assert failed is not None
+    assert "recipe.yaml:3:" in failed["problems"][0]
+    assert "student" in failed["problems"][0]
+
+
+def test_a_lone_teacher_is_compared_with_the_student(contest: Path) -> None:
+    recipe = write(contest, [], teachers=None, teacher=MODELS["good"], student="{model: raw}")
+    found = run(recipe)
+    assert [(line.name, line.picked) for line in found.lines] == [("transformers", True), ("student (start)", False)]
+    (only,) = found.against_student
+    assert only.certain
+    assert found.verdict.startswith("transformers is the only teacher that could be compared: ")

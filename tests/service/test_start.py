@@ -22,7 +22,7 @@ from limbeck.teachers.remote import LimbeckTeacher
 from limbeck.testing.teachers import ask, completions, scores
 from limbeck.v1 import teacher_service_pb2 as pb
 
-from .hosting import Box, Diary, alive, hosted, ids, item, until
+from .hosting import Box, Diary, alive, bound, hosted, ids, item, until
 from .served import serving
 
 Make = Callable[..., Bound]
@@ -95,6 +95,16 @@ def test_a_start_that_is_refused_says_why_and_is_in_no_phase_any_more(nursery: M
             assert host.message.error.reason == "MODEL_INVALID"
             assert host.message.error.problems[0].message == "the GPU has 8 GiB, the weights need 9"
             assert not diary.all("started")
+
+    ask(go())
+
+
+def test_a_teacher_that_is_asked_with_text_is_refused_with_what_to_do() -> None:
+    async def go() -> None:
+        async with hosted(bound("echo-text")) as host:
+            assert (host.message.state, host.message.error.reason) == (pb.Teacher.STATE_FAILED, "CAPABILITY_MISSING")
+            assert "echo-text, which has no token ids" in host.message.error.problems[0].message
+            assert "name it in a recipe" in host.message.error.problems[0].hint
 
     ask(go())
 

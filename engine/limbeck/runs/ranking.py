@@ -228,7 +228,7 @@ def _spent(outcome: Outcome) -> tuple[int | None, int | None, float | None]:
     """Tokens read and written, and the cost: what a service counted, or all answers where some came from a cache."""
     usage = outcome.usage
     if usage and not usage.get("cached"):
-        return int(usage["prompt_tokens"]), int(usage["completion_tokens"]), usage.get("cost")
+        return int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)), usage.get("cost")
     known = [one for one in outcome.answers.values() if one.read is not None and one.written is not None]
     if not known:
         return None, None, None

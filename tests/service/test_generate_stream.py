@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import numpy as np
 import pytest
 
+from limbeck.client import Prompt, Sampling, connect_async
+from limbeck.client import exchange as exchange_module
 from limbeck.errors import CATALOGUE, LimbeckError, Reason
 from limbeck.service import quotas as quotas_module
 from limbeck.service.config import Limits
@@ -185,6 +188,27 @@ def test_no_more_is_begun_than_there_is_room_for_and_a_short_text_makes_room(ech
                 served.host.complete(item_id)
                 assert (await call.read()).completion.item_id == item_id
             assert await call.read() is grpc.aio.EOF
+
+    asyncio.run(check())
+
+
+def test_a_caller_that_reads_slowly_holds_its_client_back(echo, monkeypatch):
+    monkeypatch.setattr(exchange_module, "MOST_HELD", 2000)
+
+    async def check():
+        limits = Limits(tokens_in_flight=200)
+        async with serving(echo, host=None, limits=limits) as served, connect_async(served.address) as client:
+            asked = (Prompt(i, np.full(6, 7, np.int32)) for i in range(300))
+            stream = client.generating("t", asked, Sampling(max_new_tokens=4, logprobs=8))
+            found = await stream.next()
+            held = -1
+            while held < (held := stream._held):  # until nothing more comes
+                await asyncio.sleep(0.5)
+            assert 2000 < held < 10_000
+            while (more := await stream.next()) is not None:
+                found += more
+            assert sorted(text.item_id for text in found) == list(range(300))
+            assert all(len(text.said.ids) for text in found)
 
     asyncio.run(check())
 

@@ -261,6 +261,22 @@ def test_the_teacher_of_a_server_passes_the_phases_on(nursery: Make, tmp_path: P
     assert [phase for phase in heard if phase in PHASES] == PHASES
 
 
+def test_whoever_asks_what_the_teacher_of_a_server_is_is_told_what_it_waits_for(
+    nursery: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        async with serving(nursery("slow", phases=PHASES), host=None) as served:
+            teacher = LimbeckTeacher(LimbeckConfig(address=served.address, teacher="t"))
+            info = asyncio.ensure_future(asyncio.to_thread(teacher.info))
+            for phase in PHASES:
+                await until(lambda phase=phase: f"teacher t: {phase}" in caplog.text)
+                (tmp_path / phase).touch()
+            assert (await info).weights_digest == "b" * 64
+            await teacher.close()
+
+    ask(go())
+
+
 def test_the_teacher_of_a_server_that_hangs_is_given_up_with_its_phase(nursery: Make) -> None:
     async def go() -> None:
         async with serving(nursery("slow", phases=["hanging"]), host=None) as served:

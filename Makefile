@@ -1,6 +1,7 @@
 # make demo    set up what is needed and distil a real model; a second call is quick
 # make test    set up what is needed and run every test
 # make lint    ruff, mypy, import-linter
+# make vllm    set up vLLM's CPU build in an environment of its own (3.4 GB) and run the tests that need it
 # make short   the demo with a few prompts and a few steps (CI)
 # make picture docs/images/report.png from the demo's report (wants chromium)
 #
@@ -11,13 +12,15 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 CONSTRAINTS ?= constraints-cpu.txt
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
+PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
 PIP := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE_OF := pyproject.toml $(wildcard constraints-cpu.txt plugins/*/pyproject.toml)
 PYTEST ?= -n 2
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo short test lint picture clean
+.PHONY: demo short test vllm lint picture clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo/prepare.py
@@ -33,6 +36,10 @@ short: $(VENV)/.demo
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST)
 
+# one file of tests is one process, which shares an engine; two engines that bind to the same core would halve each other
+vllm: $(VLLM_VENV)/.vllm
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -q -m vllm -n 2 --dist loadfile
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +50,7 @@ picture: docs/screenshot.sh
 	docs/screenshot.sh runs/gemma-half/report/index.html docs/images/report.png
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.made:
 	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, 3.12 or 3.13, or give PYTHON="; exit 1; }
@@ -57,5 +64,11 @@ $(VENV)/.demo: $(VENV)/.made $(MADE_OF)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(MADE_OF)
-	$(PIP) -e '.[dev]' -e plugins/limbeck-echo
+	$(PIP) -e '.[dev]' $(PLUGINS)
+	touch $@
+
+$(VLLM_VENV)/.vllm: $(MADE_OF) plugins/limbeck-vllm/install-cpu.sh
+	$(PYTHON) -m venv $(VLLM_VENV)
+	plugins/limbeck-vllm/install-cpu.sh $(VLLM_VENV)/bin/python
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]' $(PLUGINS)
 	touch $@

@@ -1,5 +1,8 @@
 """What a recipe may say of an endpoint."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -83,3 +86,13 @@ def test_a_recipe_names_it_and_its_cache_is_beside_the_recipe(tmp_path):
     teacher = recipe.teacher
     assert teacher.config.cache == str(tmp_path / "answers")
     assert teacher.config.budget.tokens == 1000
+
+
+def test_the_guide_lists_every_option_with_its_default():
+    text = (Path(__file__).parents[3] / "docs" / "teachers.md").read_text("utf-8")
+    section = text.split("## `openai`\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| *`?(.*?)`? *\|", section, re.M))
+    assert list(rows) == list(OpenAIConfig.model_fields)
+    for name, field in OpenAIConfig.model_fields.items():
+        if isinstance(field.default, int | float | bool) or name == "api":
+            assert rows[name] == str(field.default).lower().removesuffix(".0"), name

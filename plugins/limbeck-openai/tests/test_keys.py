@@ -53,9 +53,8 @@ def echoing(key):
     ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("api", ["chat", "responses", "completions"])
-def test_the_key_is_in_no_file_and_in_nothing_that_is_printed(serve, tmp_path, stream, api):
+@pytest.mark.parametrize(("api", "stream"), [("chat", False), ("responses", True), ("completions", True)])
+def test_the_key_is_in_no_file_and_in_nothing_that_is_printed(serve, tmp_path, api, stream):
     server = serve(*echoing(KEY))
     config = {"base_url": server.base_url, "model": "small", "cache": str(tmp_path / "cache"), "key_env": "MY_KEY"}
     config |= {"stream": stream, "api": api, "concurrency": 1}

@@ -1,0 +1,197 @@
+"""A real server of vLLM, by every api: texts, likeliest tokens, the end token, refusals."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from limbeck.errors import LimbeckError, Reason
+from limbeck.interfaces import Sampling, TextPrompt
+from limbeck.testing.text_teachers import TextTeacherConformance, answers, ask
+from limbeck_openai.config import OpenAIConfig
+from limbeck_openai.teacher import OpenAITeacher
+
+pytestmark = pytest.mark.vllm
+
+ROOT = Path(__file__).parents[3]
+GEMMA = Path(os.environ.get("LIMBECK_GEMMA", ROOT / "examples" / "demo" / ".cache" / "gemma-3-270m"))
+START = 300  # seconds
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+APIS = [{"api": api, "stream": stream} for api in ("chat", "responses", "completions") for stream in (False, True)]
+EVERY_API = pytest.mark.parametrize("options", APIS, ids=lambda o: o["api"] + "-streamed" * o["stream"])
+TEXT = "The capital of France is Paris. The capital of Italy is"
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("gemma", marks=pytest.mark.gemma)])
+def folder(request, tmp_path_factory):
+    """The model that is served."""
+    if find_spec("vllm") is None:
+        pytest.skip("vllm is not installed")
+    if request.param == "gemma":
+        if not (GEMMA / "model.safetensors").is_file():
+            pytest.skip("no Gemma: python examples/demo/prepare.py, or LIMBECK_GEMMA=FOLDER")
+        return GEMMA
+    from limbeck.testing.tiny import tiny_model_folder
+
+    made = tmp_path_factory.mktemp("model") / "tiny"
+    return tiny_model_folder(made, ROOT / "tests" / "data" / "tok_a", "llama", hidden=64, scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def address(folder, tmp_path_factory):
+    """A server of the model."""
+    work = tmp_path_factory.mktemp("server")
+    (work / "chat.jinja").write_text(TEMPLATE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "one", "--max-model-len", "256"]
+    command += ["--max-num-seqs", "8", "--enforce-eager", "--dtype", "float32", "--max-logprobs", "20"]
+    command += ["--chat-template", str(work / "chat.jinja"), "--generation-config", "vllm"]
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    with (work / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + START
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            assert process.poll() is None, (work / "log").read_text()[-3000:]
+            assert time.monotonic() < end, (work / "log").read_text()[-3000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def real(address, tmp_path):
+    """Makes teachers of the server, with a cache of the test's own."""
+    made = []
+
+    def teacher(**options):
+        given = {"base_url": address, "model": "one", "cache": str(tmp_path / "cache"), "concurrency": 4}
+        made.append(OpenAITeacher(OpenAIConfig(**{**given, "timeout": 120.0, "tries": 1, **options})))
+        return made[-1]
+
+    yield teacher
+    for each in made:
+        ask(each.close())
+
+
+class TestReal(TextTeacherConformance):
+    @pytest.fixture(params=APIS, ids=lambda o: o["api"] + "-streamed" * o["stream"])
+    def options(self, request):
+        return request.param
+
+    @pytest.fixture
+    def teacher(self, real, options):
+        told = 0 if options == {"api": "responses", "stream": True} else 5  # vLLM tells none there
+        return real(logprobs=told, price={"input": 1.0, "output": 2.0}, extra=FILLED, **options)
+
+    @pytest.fixture
+    def prompts(self, options):
+        chat = [{"role": "user", "content": "Name a river."}]
+        second = "Name a river." if options["api"] == "completions" else chat
+        return [TextPrompt(20, "The river Po rises in"), TextPrompt(21, second), TextPrompt(22, "Où coule le 🜁 ?")]
+
+
+FILLED = {"min_tokens": 8}  # so that no answer is empty
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_it_tells_of_its_tokens_is_what_transformers_computes(real, folder, stream):
+    from limbeck.data import Tokenizer, answer_ids
+    from limbeck.interfaces import ScoreItem, Want
+    from limbeck.teachers.config import TransformersConfig
+    from limbeck.teachers.said import said_of_tokens
+    from limbeck.teachers.transformers import TransformersTeacher
+    from limbeck.testing.teachers import scores
+
+    teacher = real(api="completions", logprobs=5, stream=stream, extra=FILLED)
+    answer = ask(answers(teacher, [TextPrompt(0, TEXT)], Sampling(max_new_tokens=12, logprobs=5)))[0]
+    tokenizer = Tokenizer.load(folder)
+    ids = answer_ids(TEXT, answer.text, answer.finish_reason, tokenizer)
+    said = said_of_tokens(answer.tokens, tokenizer, ids, 5)
+    if said is None and folder != GEMMA:
+        pytest.skip("a model without sense wrote pieces of characters")
+    prompt = tokenizer.encode_prompt(TEXT)
+    item = ScoreItem(0, np.concatenate([prompt, ids]).astype(np.int32), len(prompt) - 1, len(ids))
+    signal = ask(scores(TransformersTeacher(TransformersConfig(model=str(folder))), [item], Want(target=True)))[0]
+    np.testing.assert_allclose(said.target, signal.target, atol=2e-3)
+    assert said.top_k.k == 5
+
+
+@EVERY_API
+def test_an_answer_is_cut_at_the_limit_and_says_so(real, options):
+    answer = ask(answers(real(**options, extra=FILLED), [TextPrompt(0, TEXT)], Sampling(max_new_tokens=8)))[0]
+    assert answer.finish_reason == "length"
+    assert answer.lineage["completion_tokens"] == 8
+    assert answer.lineage["model"] == "one"
+
+
+@pytest.mark.parametrize("options", [o for o in APIS if o["api"] != "responses"], ids=str)
+def test_an_end_token_that_it_tells_of_has_no_bytes(real, folder, options):
+    from limbeck.data import Tokenizer
+
+    (end, *_) = Tokenizer.load(folder).eos_ids
+    extra = {"logit_bias": {str(end): 100.0}, "min_tokens": 3}  # three tokens, then the end
+    teacher = real(logprobs=2, extra=extra, **options)
+    answer = ask(answers(teacher, [TextPrompt(0, TEXT)], Sampling(logprobs=2)))[0]
+    assert answer.finish_reason == "stop"
+    assert len(answer.tokens) == 4
+    assert answer.tokens[-1].text == b""
+    assert b"".join(token.text for token in answer.tokens).decode() == answer.text
+
+
+@EVERY_API
+def test_a_seed_draws_the_same_again_and_another_draws_another(real, tmp_path, options):
+    if options["api"] == "responses":
+        pytest.skip("the api takes no seed")
+
+    def drawn(seed, name):
+        teacher = real(cache=str(tmp_path / name), **options)
+        found = ask(answers(teacher, [TextPrompt(i, TEXT) for i in range(3)], Sampling(24, 1.0, seed=seed)))
+        return [found[i].text for i in range(3)]
+
+    first = drawn(1, "a")
+    assert drawn(1, "b") == first
+    assert drawn(2, "c") != first
+    assert len(set(first)) == 3
+
+
+def test_top_k_is_sent_where_the_config_names_its_field(real):
+    teacher = real(api="completions", fields={"top_k": "top_k"})
+    greedy = ask(answers(teacher, [TextPrompt(0, TEXT)], Sampling(12)))[0]
+    drawn = ask(answers(teacher, [TextPrompt(0, TEXT)], Sampling(12, temperature=1.0, top_k=1)))[0]
+    assert drawn.text == greedy.text
+
+
+@EVERY_API
+def test_a_prompt_beyond_its_context_is_rejected_alone(real, options):
+    found = ask(answers(real(**options, extra=FILLED), [TextPrompt(0, "far " * 300), TextPrompt(1, TEXT)]))
+    assert found[0].rejected.startswith("failed: 400: ")
+    assert found[1].rejected is None
+
+
+def test_a_model_that_it_does_not_serve_stops_at_once(real):
+    teacher = real(model="other")
+    with pytest.raises(LimbeckError) as caught:
+        ask(answers(teacher, [TextPrompt(i, TEXT + str(i)) for i in range(20)]))
+    assert caught.value.reason is Reason.TEACHER_REFUSED
+    assert "`other` does not exist" in str(caught.value)
+    assert teacher.usage()["calls"] <= 4

@@ -95,6 +95,11 @@ class KnobMark:
     """Marks a config field as a knob: a number, or a scheduler's mapping; `losses.NAME.FIELD` in events."""
 
 
+@dataclass(frozen=True, slots=True)
+class JudgingMark:
+    """Marks a config field that judges what a plugin gives and changes none of it: another value makes nothing anew."""
+
+
 LocalPath = Annotated[str, PathMark()]
 MadePath = Annotated[str, MadeMark()]
 ModelPath = Annotated[str, ModelMark()]

@@ -190,17 +190,18 @@ def test_what_a_paid_teacher_takes_is_told_with_the_whole_that_it_will_take(
     with progress.Lines() as display:
         display(event(StageStarted(total=40, unit="rows"), "generate"))
         clock[0] += 5
-        display(event(Metrics(values={**SPENT, "teacher.cost.USD": 0.01}), "generate"))
+        display(event(Metrics(values={**SPENT, "teacher.cost.USD": 0.01, "teacher.expected.USD": 0.04}), "generate"))
         display(event(Progress(done=10, total=40, unit="rows"), "generate"))
         clock[0] += 61  # an answer that is long in coming
-        display(event(Metrics(values={**SPENT, "teacher.calls": 11.0, "teacher.cost.USD": 0.011}), "generate"))
+        more = {"teacher.calls": 11.0, "teacher.cost.USD": 0.011, "teacher.expected.USD": 0.044}
+        display(event(Metrics(values={**SPENT, **more}), "generate"))
         figures = {"rows": 38.0, "rejected": 2.0, "rejected.refused": 2.0, "teacher.calls": 42.0}
         display(event(StageFinished(seconds=90.0, figures={**figures, "teacher.cost.USD": 0.04}), "generate"))
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "generate: 10 of 40 rows, 2 rows/s, 15 s left, 10 calls, 900 tokens read, 80 written, $0.01 of about $0.04",
+        "generate: 10 of 40 rows, 2 rows/s, 15 s left, 10 calls, 900 tokens read, 80 written, $0.010 of about $0.040",
         "generate: 10 of 40 rows, 0.152 rows/s, 3 min 18 s left, 11 calls, 900 tokens read, 80 written, "
         "$0.011 of about $0.044",
-        "generate: done in 1 min 30 s (rejected 2, rows 38, 42 calls, 0 tokens read, 0 written, $0.04)",
+        "generate: done in 1 min 30 s (rejected 2, rows 38, 42 calls, 0 tokens read, 0 written, $0.040)",
     ]
 
 
@@ -214,6 +215,6 @@ def test_a_bar_shows_what_a_paid_teacher_takes_between_two_rows(
     monkeypatch.setattr(progress.output, "console", lambda: terminal)
     with progress.Bars() as display:
         display(event(StageStarted(total=40, unit="rows", done=4), "generate"))
-        display(event(Metrics(values={**SPENT, "teacher.cost.EUR": 0.02}), "generate"))
+        display(event(Metrics(values={**SPENT, "teacher.cost.EUR": 0.02, "teacher.expected.EUR": 0.2}), "generate"))
         display._progress.refresh()
-        assert "4 of 40 rows, 10 calls, 900 tokens read, 80 written, €0.02 of about €0.2" in screen.getvalue()
+        assert "4 of 40 rows, 10 calls, 900 tokens read, 80 written, €0.020 of about €0.20" in screen.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -71,8 +72,14 @@ def told_of(run: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def usage(recipe: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((recipe.parent / "run" / "rows" / "usage.json").read_text())["usage"]
+    (file,) = (recipe.parent / "run" / "answers").glob("*/usage.json")
+    found: dict[str, float] = json.loads(file.read_text())["usage"]
     return found
+
+
+def answers(run: Path) -> list[bytes]:
+    """The answers that are on disk."""
+    return [line for file in (run / "answers").glob("*/answers.jsonl") for line in file.read_bytes().splitlines()]
 
 
 class NoConfig(Config):
@@ -112,7 +119,6 @@ def test_a_run_on_the_teachers_text_ends_with_a_student_a_report_and_its_cost(
     assert lineage["answer"]["model"] == "echo-0"
     assert lineage["answer"]["prompt_tokens"] == 13
     assert lineage["sampling"]["max_new_tokens"] == 12
-    assert not (run / "rows" / "answers.jsonl").exists()
     report = json.loads((run / "report" / "report.json").read_text())
     assert report["evaluation"]["aim"] == "text"
     assert set(report["evaluation"]["models"]) == {"untrained", "student"}
@@ -191,16 +197,15 @@ def test_a_run_killed_while_it_generates_goes_on_and_pays_for_no_answer_twice(
     project: Callable[..., Path], inside: Inside, tmp_path: Path
 ) -> None:
     recipe = project({"price: [1000, 2000]": "delay: 0.1"})
-    kept = tmp_path / "run" / "rows" / "answers.jsonl"
     with (tmp_path / "stderr.txt").open("wb") as file:
         process = subprocess.Popen(command("run", recipe), stdout=subprocess.DEVNULL, stderr=file, env=environment())
     deadline = time.monotonic() + 120
-    while process.poll() is None and len(kept.read_bytes().splitlines() if kept.exists() else []) < 22:
+    while process.poll() is None and len(answers(tmp_path / "run")) < 22:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    before = len(kept.read_bytes().splitlines())
+    before = len(answers(tmp_path / "run"))
     assert 22 <= before < PROMPTS
     paid = usage(recipe)["calls"]
     assert paid <= before
@@ -228,7 +233,7 @@ def test_what_concerns_all_prompts_stops_the_run_with_everything_kept(
     assert caught.value.reason is reason
     rows = recipe.parent / "run" / "rows"
     assert len(lines(rows / "rows.jsonl")) == 16  # the last prompts of a window are answered first
-    assert len(lines(rows / "answers.jsonl")) == 16 + 19
+    assert len(answers(recipe.parent / "run")) == 16 + 19
     assert usage(recipe)["calls"] == 35
     assert kinds(events_of(recipe.parent / "run"))[-1] == "run_failed"
     played(recipe, teacher)
@@ -253,6 +258,24 @@ def test_a_signal_stops_a_run_whose_answer_is_long_in_coming(project: Callable[.
     assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
 
 
+def test_more_prompts_other_thresholds_and_a_way_back_ask_only_what_is_new(project: Callable[..., Path]) -> None:
+    recipe, teacher = project(SCRIPTED), ScriptedTextTeacher(*[f"answer {number}" for number in range(PROMPTS + 2)])
+    played(recipe, teacher)
+    with (recipe.parent / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "one more"}) + "\n")
+    played(recipe, teacher)
+    assert sorted(teacher.asked) == list(range(PROMPTS + 1))
+    project({**SCRIPTED, "max_new_tokens: 12}": "max_new_tokens: 12, min_success_ratio: 1.0}"})
+    played(recipe, teacher)
+    assert len(lines(recipe.parent / "run" / "rows" / "rows.jsonl")) == PROMPTS
+    project({**SCRIPTED, "max_new_tokens: 12}": "max_new_tokens: 13}"})
+    played(recipe, teacher)
+    project(SCRIPTED)
+    played(recipe, teacher)
+    assert len(teacher.asked) == PROMPTS + 1 + PROMPTS
+    assert usage(recipe)["calls"] == PROMPTS + 1 + PROMPTS
+
+
 # ----------------------------------------------------------------------------------------------------- rejected rows
 
 
@@ -270,6 +293,27 @@ def test_rejected_and_cut_answers_are_told_apart_and_counted(project: Callable[.
     assert reasons == {"empty": 4, "refused": 4, "content_filter": 4, "failed": 8}
     tokens = {row["completion"]: row["finish_reason"] for row in lines(recipe.parent / "run" / "rows" / "rows.jsonl")}
     assert tokens["only the beg"] == "length"
+
+
+def test_a_lower_threshold_is_enough_for_what_was_rejected(project: Callable[..., Path]) -> None:
+    recipe, teacher = project(SCRIPTED), ScriptedTextTeacher("fine", "", "")
+    with pytest.raises(LimbeckError, match="6 answers are usable, 10 empty"):
+        played(recipe, teacher)
+    assert len(teacher.asked) == 16
+    project({**SCRIPTED, "max_new_tokens: 12}": "max_new_tokens: 12, min_success_ratio: 0.3}"})
+    played(recipe, teacher)
+    assert sorted(teacher.asked) == list(range(PROMPTS))
+
+
+def test_prompts_that_failed_are_asked_again_where_the_rows_are_taken_away(project: Callable[..., Path]) -> None:
+    failed = TextCompletion(0, "", "stop", "failed: 503")
+    recipe, teacher = project(SCRIPTED), ScriptedTextTeacher("fine", "good", failed)
+    played(recipe, teacher)
+    teacher.script = ("fine", "good", "at last")
+    shutil.rmtree(recipe.parent / "run" / "rows")
+    played(recipe, teacher)
+    assert len(teacher.asked) == PROMPTS + 13
+    assert len(lines(recipe.parent / "run" / "rows" / "rows.jsonl")) == PROMPTS
 
 
 def test_too_few_usable_answers_fail_with_the_counts_and_as_soon_as_they_must(project: Callable[..., Path]) -> None:

@@ -117,7 +117,7 @@ def test_too_few_usable_answers_fail_with_counts_by_reason(tmp_path):
     with pytest.raises(LimbeckError) as caught:
         generator.require(6, {"refused": 1, "empty": 2}, 1)
     assert caught.value.reason is Reason.GENERATION_FAILED
-    assert "6 answers are usable, 2 empty, 1 refused, 1 prompts are left; 8 usable ones are needed" in str(caught.value)
+    assert "6 answers are usable, 2 empty, 1 refused, 1 prompt is left; 8 usable ones are needed" in str(caught.value)
 
 
 def test_the_ratio_zero_never_fails(tmp_path):

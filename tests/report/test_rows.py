@@ -31,19 +31,24 @@ def test_a_teacher_that_is_not_paid_costs_nothing_that_is_told() -> None:
     assert rows.calls is None
 
 
-def test_what_is_spent_is_told_with_the_whole_where_a_share_is_done() -> None:
+def test_what_is_spent_is_told_with_the_whole_where_that_is_known() -> None:
     figures = figures_of(USAGE, "USD")
-    assert str(spending_text(figures, 0.03)).endswith("$0.012 of about $0.41")
-    assert str(spending_text(figures, 1.0)).endswith("$0.012")
-    assert str(spending_text(figures, None)).endswith("$0.012")
+    assert str(spending_text({**figures, "teacher.expected.USD": 0.41})).endswith("$0.012 of about $0.41")
+    assert str(spending_text(figures)).endswith("$0.012")
     without = {name: value for name, value in USAGE.items() if name != "cost"}
-    assert str(spending_text(figures_of(without, "USD"), 0.5)).endswith("3,100 written")
+    assert str(spending_text(figures_of(without, "USD"))).endswith("3,100 written")
     assert spending_text({"loss": 1.0}) is None
 
 
 @pytest.mark.parametrize(
     ("amount", "currency", "text"),
-    [(0.0123, "USD", "$0.012"), (0, "USD", "$0"), (3.4, "EUR", "€3.40"), (1234.5, "CHF", "1,234.50 CHF")],
+    [
+        (0.0123, "USD", "$0.012"),
+        (0, "USD", "$0.00"),
+        (0.000077, "USD", "$0.000077"),
+        (3.4, "EUR", "€3.40"),
+        (1234.5, "CHF", "1,234.50 CHF"),
+    ],
 )
 def test_money_is_told_with_its_currency(amount: float, currency: str, text: str) -> None:
     assert money(amount, currency) == text

@@ -2,11 +2,12 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
-from limbeck.interfaces import Sampling, TextCompletion, TextTeacher, TextToken
+from limbeck.interfaces import Sampling, TextCompletion, TextPrompt, TextTeacher, TextToken
 from limbeck.teachers.answers import Answers
 from limbeck.teachers.text import ApiText
 from limbeck.testing.text_teachers import ScriptedTextTeacher, TextTeacherConformance
@@ -18,10 +19,10 @@ class TestScripted(TextTeacherConformance):
         return ScriptedTextTeacher("one", "two", TextCompletion(0, "", "stop", "refused"))
 
 
-def complete(teacher, path, prompts, first_id=0, sampling=None, take=None):
+def complete(teacher, path, prompts, first_id=0, sampling=None, take=None, again=False):
     async def call():
         found = []
-        with Answers(path) as answers:
+        with Answers(path, again=again) as answers:
             async with aclosing(
                 ApiText(teacher, answers, tokenizer=None).complete(prompts, sampling or Sampling(), first_id)
             ) as given:
@@ -52,11 +53,32 @@ def test_no_answer_is_paid_for_twice(tmp_path):
 
 def test_another_prompt_item_or_sampling_is_another_question(tmp_path):
     teacher, path = ScriptedTextTeacher("a"), tmp_path / "a.jsonl"
-    for changed in ({}, {"prompts": ["y"]}, {"first_id": 1}, {"sampling": Sampling(seed=1)}):
-        complete(teacher, path, **{"prompts": ["x"], **changed})
-    assert len(teacher.asked) == 4
+    drawn = Sampling(temperature=1.0)
+    changes = ({}, {"prompts": ["y"]}, {"first_id": 1}, {"sampling": replace(drawn, seed=1)}, {"sampling": Sampling()})
+    for changed in changes:
+        complete(teacher, path, **{"prompts": ["x"], "sampling": drawn, **changed})
+    assert len(teacher.asked) == 5
+    for changed in changes:
+        complete(teacher, path, **{"prompts": ["x"], "sampling": drawn, **changed})
+    assert len(teacher.asked) == 5
+
+
+def test_a_greedy_answer_is_the_same_at_any_place(tmp_path):
+    teacher, path = ScriptedTextTeacher("a"), tmp_path / "a.jsonl"
     complete(teacher, path, ["x"])
-    assert len(teacher.asked) == 4
+    (written,) = complete(teacher, path, ["x"], first_id=7, sampling=Sampling(seed=3))
+    assert (written.place, written.text) == (0, "a")
+    assert teacher.asked == [0]
+
+
+def test_what_failed_is_asked_again_where_that_is_wanted(tmp_path):
+    failed, refused = (TextCompletion(0, "", "stop", reason) for reason in ("failed: 500", "refused"))
+    teacher, path = ScriptedTextTeacher(failed, refused, "c"), tmp_path / "a.jsonl"
+    complete(teacher, path, ["x", "y", "z"])
+    complete(teacher, path, ["x", "y", "z"])
+    assert teacher.asked == [2, 1, 0]
+    complete(teacher, path, ["x", "y", "z"], again=True)
+    assert teacher.asked == [2, 1, 0, 0]
 
 
 def test_an_error_keeps_what_came_before_it(tmp_path):
@@ -72,12 +94,16 @@ def test_an_error_keeps_what_came_before_it(tmp_path):
 def test_kept_answers_come_back_with_everything(tmp_path):
     tokens = (TextToken(b"\xc3", -0.5, ((b"\xc3", -0.5), (b" a", -1.5))), TextToken(b"\xa9", 0.0, ()))
     answer = TextCompletion(0, "é", "length", None, tokens, {"model": "m", "prompt_tokens": 3})
-    teacher, path = ScriptedTextTeacher(answer), tmp_path / "a.jsonl"
-    complete(teacher, path, ["x"], sampling=Sampling(logprobs=2))
-    (line,) = path.read_text().splitlines()
+    question, path = (TextPrompt(0, "x"), Sampling(logprobs=2)), tmp_path / "a.jsonl"
     with Answers(path) as answers:
-        assert list(answers._known.values()) == [answer]
-    path.write_text(f"{line}\n{line[:40]}")  # a crash cut the second one
+        answers.add(*question, answer)
+        assert answers.get(*question) == answer
+    whole = path.read_text()
+    path.write_text(f"{whole}{whole[:40]}")  # a crash cut the second one
     with Answers(path) as answers:
         assert answers.repaired
-        assert list(answers._known.values()) == [answer]
+        assert answers.get(*question) == answer
+        answers.add(TextPrompt(0, "y"), Sampling(), replace(answer, text="other"))
+        assert answers.get(*question) == answer
+    with Answers(path) as answers:
+        assert answers.get(TextPrompt(0, "y"), Sampling()).text == "other"

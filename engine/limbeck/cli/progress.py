@@ -243,8 +243,7 @@ def progress_text(clock: Clock) -> str:
         parts.append(f"{duration(clock.left)} left")
     if clock.loss is not None:
         parts.append(f"loss {clock.loss:.4g}")
-    spent = spending_text(clock.spent, clock.done / clock.total if clock.total else None)
-    if spent is not None:
+    if (spent := spending_text(clock.spent)) is not None:
         parts.append(spent)
     return ", ".join(parts)
 

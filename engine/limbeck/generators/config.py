@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from limbeck.interfaces import Config, LocalPath
+from limbeck.interfaces import Config, JudgingMark, LocalPath
 
 
 class PromptsConfig(Config):
@@ -18,6 +20,6 @@ class PromptsConfig(Config):
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set with this mass; 1 is off.")
     top_k: int = Field(0, ge=0, description="Draw from this many likeliest tokens; 0 is off.")
     seed: int = Field(0, description="Of the draws. An answer depends on (seed, place in the file) only.")
-    min_success_ratio: float = Field(
+    min_success_ratio: Annotated[float, JudgingMark()] = Field(
         0.5, ge=0, le=1, description="Share of prompts that must get a usable answer; below it the run fails."
     )

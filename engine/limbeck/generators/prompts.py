@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data import Row, prompt_of, read_rows, reject_reason
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, counted
 from limbeck.generators.config import PromptsConfig
 from limbeck.interfaces import Sample, Sampling, TextModel, Written
 
@@ -73,7 +73,8 @@ class Prompts:
         if good + left >= needed:
             return
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()) if count)
-        message = f"{good} answers are usable, {reasons}, {left} prompts are left; {needed} usable ones are needed"
+        rest = f", {counted(left, 'prompts')} {'is' if left == 1 else 'are'} left" if left else ""
+        message = f"{good} answers are usable, {reasons}{rest}; {needed} usable ones are needed"
         hint = "look at the rejected rows; use other prompts or sampling, or lower min_success_ratio"
         raise LimbeckError(
             Reason.GENERATION_FAILED,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from limbeck.errors import counted
-from limbeck.report.numbers import short
 
 PREFIX = "teacher."  # of these names among the figures of a stage and the values of Metrics
 COST = f"{PREFIX}cost."  # followed by the name of the money: teacher.cost.USD
+EXPECTED = f"{PREFIX}expected."  # what it will have cost in the end: teacher.expected.USD
 _SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 
 
@@ -19,20 +20,21 @@ def figures_of(usage: Mapping[str, float], currency: str) -> dict[str, float]:
 
 def money(amount: float, currency: str) -> str:
     """`$0.012`, `$3.40`, `0.02 CHF`."""
-    text = f"{amount:,.2f}" if amount >= 1 else short(amount, 2)
+    digits = 2 if not 0 < amount < 1 else 1 - math.floor(math.log10(amount))  # two that tell something
+    text = f"{amount:,.{digits}f}"
     sign = _SIGNS.get(currency)
     return f"{sign}{text}" if sign else f"{text} {currency}"
 
 
-def cost_of(figures: Mapping[str, float]) -> tuple[float, str] | None:
+def cost_of(figures: Mapping[str, float], prefix: str = COST) -> tuple[float, str] | None:
     """(amount, currency) among figures, None where no price is known."""
-    return next(((value, name[len(COST) :]) for name, value in figures.items() if name.startswith(COST)), None)
+    return next(((value, name[len(prefix) :]) for name, value in figures.items() if name.startswith(prefix)), None)
 
 
-def spending_text(figures: Mapping[str, float], share: float | None = None) -> str | None:
+def spending_text(figures: Mapping[str, float]) -> str | None:
     """`16 calls (3 answers from the cache), 1,200 tokens read, 340 written, $0.012 of about $0.40`.
 
-    `share` of the work that is done gives the projection. None where `figures` tell of no teacher.
+    None where `figures` tell of no teacher.
     """
     known = {name.removeprefix(PREFIX): int(value) for name, value in figures.items() if name.startswith(PREFIX)}
     if "calls" not in known:
@@ -43,7 +45,6 @@ def spending_text(figures: Mapping[str, float], share: float | None = None) -> s
     parts.append(f"{counted(known.get('prompt_tokens', 0), 'tokens')} read")
     parts.append(f"{known.get('completion_tokens', 0):,} written")
     if (cost := cost_of(figures)) is not None:
-        amount, currency = cost
-        about = f" of about {money(amount / share, currency)}" if share and share < 1 else ""
-        parts.append(money(amount, currency) + about)
+        expected = cost_of(figures, EXPECTED)
+        parts.append(money(*cost) + (f" of about {money(*expected)}" if expected else ""))
     return ", ".join(parts)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from limbeck.files import sha256_file
-from limbeck.interfaces import MadeMark, ModelMark, PathMark, TextTeacher, TextTeacherInfo
+from limbeck.interfaces import JudgingMark, MadeMark, ModelMark, PathMark, TextTeacher, TextTeacherInfo
 from limbeck.teachers.folder import model_folder, weights_digest
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ class Contents:
         """A config as JSON with digests of contents in the place of paths."""
         found = config.model_dump(mode="json")
         for name, mark in _marks(type(config)).items():
-            if isinstance(mark, MadeMark):
-                del found[name]  # what is made there is no input
+            if isinstance(mark, MadeMark | JudgingMark):
+                del found[name]  # what is made there is no input, and what only judges changes no output
                 continue
             value = getattr(config, name)
             paths = [value] if isinstance(value, str) else value or []
@@ -180,15 +180,18 @@ def row_files(recipe: Recipe) -> list[Path]:
     return [Path(item) for item in ([path] if isinstance(path, str) else path or [])]
 
 
-def _marks(config: type[BaseModel]) -> Mapping[str, MadeMark | PathMark | ModelMark]:
-    """The fields of `config` that hold paths, each with its mark."""
+_Mark = MadeMark | PathMark | ModelMark | JudgingMark
+
+
+def _marks(config: type[BaseModel]) -> Mapping[str, _Mark]:
+    """The fields of `config` that are marked, each with its mark."""
     hints = typing.get_type_hints(config, include_extras=True)
     found = {name: _mark(hints[name]) for name in config.model_fields}
     return {name: mark for name, mark in found.items() if mark is not None}
 
 
-def _mark(annotation: Any) -> MadeMark | PathMark | ModelMark | None:
+def _mark(annotation: Any) -> _Mark | None:
     metadata: Sequence[Any] = getattr(annotation, "__metadata__", ())
-    marks = [item for item in metadata if isinstance(item, MadeMark | PathMark | ModelMark)]
+    marks = [item for item in metadata if isinstance(item, _Mark)]
     inner = (_mark(part) for part in typing.get_args(annotation) if part is not annotation)
     return next((mark for mark in (*marks, *inner) if mark is not None), None)

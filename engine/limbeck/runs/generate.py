@@ -17,10 +17,10 @@ from limbeck.runs.contents import Contents
 from limbeck.runs.gate import SmokeGate, reason_of
 from limbeck.runs.said import SAID, SaidLog, said_logprobs
 from limbeck.runs.spending import Spending
-from limbeck.runs.stage import Figures, Run, in_bursts
+from limbeck.runs.stage import PROGRESS_SECONDS, Figures, Run, in_bursts
 
 ROWS, REJECTED = "rows/rows.jsonl", "rows/rejected.jsonl"
-ANSWERS = "rows/answers.jsonl"  # of a teacher that is asked with text, until each is in its row
+ANSWERS = "answers"  # of teachers that are asked with text, each in a folder of its own; no change sets them aside
 
 
 class Generate:
@@ -58,20 +58,19 @@ class Generate:
             _tell_mended(run, rows.repaired, rejected.repaired)
             writer = _Writer(run, generator, rows, rejected, _count(run.path))
             writer.require()
-            spending = _source(run, generator, stack, writer)
+            _give_model(writer, stack)
             with (
-                run.progress("rows", generator.count(), writer.done) as advance,
+                run.progress("rows", generator.count(), writer.done, writer.tell) as advance,
                 working(f"in the generator {run.recipe.generator.name}"),
             ):
-                run.desk.ask(writer.write(in_bursts(advance), spending))
+                run.desk.ask(writer.write(in_bursts(advance)))
         tally = writer.tally
         if tally.rows == 0:
             count = tally.rejected.total()
             hint = f"see {run.path / REJECTED} for what was rejected and why" if count else "the generator has no rows"
             problem = Problem(f"0 of {count} samples are usable", field=run.recipe.generator.field, hint=hint)
             raise LimbeckError(Reason.GENERATION_FAILED, problems=[problem])
-        (run.path / ANSWERS).unlink(missing_ok=True)
-        return tally.figures | (spending.figures if spending else {})
+        return tally.figures | (writer.spending.figures if writer.spending else {})
 
 
 @dataclass
@@ -121,6 +120,7 @@ class _Writer:
     tally: _Tally
     model: TextModel | None = None
     said: SaidLog | None = None
+    spending: Spending | None = None  # of a teacher that is paid for
 
     @property
     def done(self) -> int:
@@ -133,12 +133,18 @@ class _Writer:
         if count is not None:
             self.generator.require(self.tally.rows, self.tally.rejected, max(0, count - self.done))
 
-    async def write(self, advance: Callable[[int], None], spending: Spending | None) -> None:
+    def tell(self) -> None:
+        """Say what was spent, and what the rest will take."""
+        if self.spending is not None:
+            count = self.generator.count()
+            self.spending.tell(None if count is None else max(0, count - self.done))
+
+    async def write(self, advance: Callable[[int], None]) -> None:
         """Write what is left. Raises Interrupted where a signal came, with all on disk that was answered."""
         try:
             async with AsyncExitStack() as stack:
-                if spending is not None:
-                    await stack.enter_async_context(_watched(spending))
+                if self.spending is not None:
+                    await stack.enter_async_context(self._watched())
                 samples = await stack.enter_async_context(aclosing(self.generator.samples(self.done, self.model)))
                 async for sample in samples:
                     self._append(sample)
@@ -153,8 +159,7 @@ class _Writer:
             for log in (self.said, self.rows, self.rejected):
                 if log is not None:
                     log.sync()
-            if spending is not None:
-                spending.tell()
+            self.tell()
         self.run.check_stop()
         self.generator.require(self.tally.rows, self.tally.rejected, 0)
 
@@ -169,46 +174,53 @@ class _Writer:
         log.append(line, sync=False)
         self.tally.add(line)
 
+    @asynccontextmanager
+    async def _watched(self) -> AsyncGenerator[None, None]:
+        """Tell of what is spent, and listen for signals, while the body works: an answer may be long in coming."""
+        work = asyncio.current_task()
+        assert work is not None, "the desk runs a task"
+        watch = asyncio.create_task(self._watch(work))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await watch
 
-@asynccontextmanager
-async def _watched(spending: Spending) -> AsyncGenerator[None, None]:
-    """Tell of what is spent while the body works."""
-    work = asyncio.current_task()
-    assert work is not None, "the desk runs a task"
-    watch = asyncio.create_task(spending.watch(work))
-    try:
-        yield
-    finally:
-        watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
+    async def _watch(self, work: asyncio.Task[Any]) -> None:
+        while self.run.stop() is None:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            if self.spending is not None and self.spending.silent_for() >= PROGRESS_SECONDS:
+                self.tell()
+        work.cancel()
 
 
-def _source(run: Run, generator: Generator, stack: ExitStack, writer: _Writer) -> Spending | None:
-    """Give the writer the model that the generator asks, if it does; returns what counts its cost, if it has one."""
+def _give_model(writer: _Writer, stack: ExitStack) -> None:
+    """Give the writer the model that the generator asks, if it does, and what counts its cost, if it has one."""
     from limbeck.runs.label import checked_teacher
     from limbeck.teachers.answers import Answers
     from limbeck.teachers.text import ApiText, TeacherText
 
+    run, generator = writer.run, writer.generator
     if not generator.needs_teacher:
-        return None
+        return
     tokenizer = run.contents.loaded_tokenizer
     text = run.contents.text_teacher
     if text is None:
         teacher = checked_teacher(run, tokenizer)
         logprobs = said_logprobs(run.recipe, teacher.info())
-        writer.model, spending = TeacherText(teacher, tokenizer, logprobs), None
+        writer.model = TeacherText(teacher, tokenizer, logprobs)
     else:
-        answers = stack.enter_context(Answers(run.path / ANSWERS))
+        folder = run.path / ANSWERS / text.digest[:16]
+        answers = stack.enter_context(Answers(folder / "answers.jsonl", again=writer.done == 0))
         _tell_mended(run, answers.repaired)
         logprobs = said_logprobs(run.recipe, text)
+        spending = writer.spending = Spending(run.log, run.desk.text_teacher, folder / "usage.json")
         model = ApiText(run.desk.text_teacher, answers, tokenizer, logprobs)
-        spending = Spending(run, run.desk.text_teacher)
         writer.model = SmokeGate(model, generator, run.recipe.data, tokenizer, lambda: spending.text, logprobs)
     if logprobs:
         writer.said = stack.enter_context(SaidLog(run.path / SAID))
         _tell_mended(run, writer.said.repaired)
-    return spending
 
 
 def _tell_mended(run: Run, *repaired: str | None) -> None:

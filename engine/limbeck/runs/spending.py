@@ -1,59 +1,72 @@
-"""rows/usage.json: what a teacher that is asked with text was asked and cost for these rows, over all attempts."""
+"""usage.json: what a teacher that is asked with text was asked and cost in this run, over all attempts."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from limbeck.files import write_json
 from limbeck.interfaces import TextTeacher
-from limbeck.report.spending import figures_of, spending_text
-from limbeck.runs.stage import PROGRESS_SECONDS, Run
+from limbeck.report.spending import EXPECTED, figures_of, spending_text
+from limbeck.runs.events import EventLog
 from limbeck.v1.event_pb2 import Metrics
-
-USAGE = "rows/usage.json"
 
 
 class Spending:
-    """Adds what a teacher counts to what earlier attempts counted; tells of it in events, about once a second."""
+    """Adds what a teacher counts to what earlier attempts counted, and tells of it."""
 
-    def __init__(self, run: Run, teacher: TextTeacher) -> None:
-        self._run, self._teacher = run, teacher
-        self._file = run.path / USAGE
-        before: dict[str, Any] = json.loads(self._file.read_text("utf-8")) if self._file.is_file() else {}
+    def __init__(self, log: EventLog, teacher: TextTeacher, file: Path) -> None:
+        self._log, self._teacher, self._file = log, teacher, file
+        before: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         self._before: dict[str, float] = before.get("usage", {})
         self._at_first = dict(teacher.usage())
         self._told: dict[str, float] = {}
+        self._told_at = time.monotonic()
 
     @property
     def figures(self) -> dict[str, float]:
         """All that was counted, under the names of events and reports."""
-        return figures_of(self._usage(), self._teacher.info().currency)
+        return figures_of(self._all(), self._teacher.info().currency)
 
     @property
     def text(self) -> str:
         """All that was counted, for people."""
         return spending_text(self.figures) or "nothing"
 
-    def tell(self) -> None:
-        """Write it down and say it, where it has changed. Raises DISK_FULL."""
-        usage = self._usage()
+    def silent_for(self) -> float:
+        """Seconds since it was last told."""
+        return time.monotonic() - self._told_at
+
+    def tell(self, left: int | None) -> None:
+        """Write it down and say it, where it has changed. `left`: prompts to come, None where unknown.
+
+        Raises DISK_FULL.
+        """
+        usage, info = self._all(), self._teacher.info()
+        self._told_at = time.monotonic()
         if usage == self._told:
             return
         self._told = usage
-        info = self._teacher.info()
         write_json(self._file, {"teacher": info.name, "model": info.model, "currency": info.currency, "usage": usage})
-        self._run.log.emit(Metrics(values=self.figures))
+        values = figures_of(usage, info.currency)
+        answer = _cost_of_one(self._fresh()) or _cost_of_one(self._before)
+        if left and answer is not None:
+            values[EXPECTED + info.currency] = usage["cost"] + left * answer
+        self._log.emit(Metrics(values=values))
 
-    async def watch(self, work: asyncio.Task[Any]) -> None:
-        """Tell again and again, and cancel `work` where a signal came: an answer may be long in coming."""
-        while self._run.stop() is None:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            self.tell()
-        work.cancel()
+    def _fresh(self) -> dict[str, float]:
+        return {name: value - self._at_first.get(name, 0) for name, value in self._teacher.usage().items()}
 
-    def _usage(self) -> dict[str, float]:
-        fresh = {name: value - self._at_first.get(name, 0) for name, value in self._teacher.usage().items()}
+    def _all(self) -> dict[str, float]:
+        fresh = self._fresh()
         names = dict.fromkeys([*self._before, *fresh])
         return {name: self._before.get(name, 0) + fresh.get(name, 0) for name in names}
+
+
+def _cost_of_one(usage: Mapping[str, float]) -> float | None:
+    """What an answer cost on average, those of a cache too; None where that is not known."""
+    answers = usage.get("calls", 0) - usage.get("retries", 0) + usage.get("cached", 0)
+    return usage["cost"] / answers if "cost" in usage and answers > 0 else None

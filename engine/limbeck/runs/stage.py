@@ -57,8 +57,13 @@ class Run:
             raise Interrupted(signal)
 
     @contextmanager
-    def progress(self, unit: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """Say that the stage began; gives a function that counts items, and tells of them about once a second."""
+    def progress(
+        self, unit: str, total: int | None, done: int = 0, before: Callable[[], object] = lambda: None
+    ) -> Iterator[Callable[[int], None]]:
+        """Say that the stage began; gives a function that counts items, and tells of them about once a second.
+
+        `before` is called first each time: it may tell more.
+        """
         self.log.emit(StageStarted(total=total or 0, unit=unit, done=done))
         told = time.monotonic()
 
@@ -67,9 +72,11 @@ class Run:
             done += items
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
+                before()
                 self.log.emit(Progress(done=done, total=total or 0, unit=unit))
 
         yield advance
+        before()
         self.log.emit(Progress(done=done, total=total or done, unit=unit))
 
 

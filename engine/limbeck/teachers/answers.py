@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from limbeck.files import AppendLog, digest, read_json_lines
+from limbeck.files import AppendLog, digest, placed_json_lines
 from limbeck.interfaces import Sampling, TextCompletion, TextPrompt, TextToken
 
 
@@ -16,23 +17,32 @@ class Answers:
     """An append-only file of answers by prompt, item and sampling. Raises LOG_DAMAGED where it cannot be read.
 
     Generators hand on answers in order of position, teachers give them in any order: those that wait for an earlier
-    one are in no row yet, and were paid for.
+    one are in no row yet, and were paid for. With `again`, prompts that got no answer (``failed``) are asked again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._log = AppendLog(path)
+    def __init__(self, path: Path, *, again: bool = False) -> None:
+        self._path, self._log = path, AppendLog(path)
         self.repaired = self._log.repaired
-        self._known = {str(line["key"]): _completion(line) for _, line in read_json_lines(path)}
+        self._places: dict[str, int] = {}  # of the lines: answers with tokens are large
+        for place, line in placed_json_lines(path):
+            self._places[str(line["key"])] = place
+            if again and str(line["rejected"]).startswith("failed"):
+                del self._places[line["key"]]
 
     def get(self, prompt: TextPrompt, sampling: Sampling) -> TextCompletion | None:
         """The answer to this very question, None where it was not given yet."""
-        return self._known.get(_key(prompt, sampling))
+        place = self._places.get(_key(prompt, sampling))
+        if place is None:
+            return None
+        with self._path.open("rb") as file:
+            file.seek(place)
+            return _completion(json.loads(file.readline()))
 
     def add(self, prompt: TextPrompt, sampling: Sampling, answer: TextCompletion) -> None:
         """Keep an answer; it is on disk when this returns. Raises DISK_FULL."""
-        key = _key(prompt, sampling)
+        key, place = _key(prompt, sampling), self._path.stat().st_size
         self._log.append({"key": key, **_line(answer)})
-        self._known[key] = answer
+        self._places[key] = place
 
     def __enter__(self) -> Answers:
         return self
@@ -44,7 +54,8 @@ class Answers:
 
 
 def _key(prompt: TextPrompt, sampling: Sampling) -> str:
-    return digest([prompt.item_id, prompt.prompt, asdict(sampling)])
+    draw = [sampling.seed, prompt.item_id] if sampling.temperature else []  # a greedy text is no draw
+    return digest([prompt.prompt, {**asdict(sampling), "seed": None}, draw])
 
 
 def _line(answer: TextCompletion) -> dict[str, Any]:

@@ -100,9 +100,12 @@ class _Check:
             return
         if self._misses(self.recipe.teacher.field):
             return
-        with told_as_fault(self.recipe.teacher):
+        info: TeacherInfo | TextTeacherInfo | None = None
+        with told_as_fault(self.recipe.teacher), self.found.collect(self.recipe.teacher.field, inside=True):
             self.teacher = self.recipe.teacher.make()
-            info: TeacherInfo | TextTeacherInfo = self.teacher.info()
+            info = self.teacher.info()
+        if info is None:
+            return
         if isinstance(info, TextTeacherInfo):
             self.text = info
         else:

@@ -269,7 +269,7 @@ def test_it_is_a_teacher_of_a_run(served, tmp_path):
         f"output: out\nteacher: {{plugin: vllm-server, address: '{served.address}', "
         f"tokenizer: {served.folder}, protocol: {served.protocol}}}\nstudent: {{model: student}}\n"
         "data: {path: rows.jsonl, max_length: 64, holdout: 2}\nlosses: [{plugin: forward_kl, top_k: 16}]\n"
-        "training: {max_steps: 2, per_device_train_batch_size: 2, use_cpu: true}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 2}\n"
     )
     with pytest.raises(SystemExit) as ended:
         main(["run", str(tmp_path / "recipe.yaml")])

@@ -17,6 +17,9 @@ from pydantic import ValidationError
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.interfaces import Prompt, Sampling, ScoreItem, Want
+from limbeck.plugins import load_plugins
+from limbeck.recipe import load_recipe
+from limbeck.runs.preflight import check
 from limbeck.testing.teachers import ask, completions, scores
 from limbeck_vllm import server_tries
 from limbeck_vllm.server_answers import Entries
@@ -540,3 +543,24 @@ def test_an_address_that_is_none_is_told_with_an_example(address, words):
 
 def test_an_address_may_have_a_path_and_a_slash():
     assert VllmServerConfig(address="https://host/llm/", tokenizer="t").address == "https://host/llm"
+
+
+def test_the_preflight_tells_of_server_and_recipe_at_their_places(script, tmp_path):
+    def found(**more):
+        config = {"plugin": "vllm-server", "address": script.address, "tokenizer": str(TOKENIZER)} | more
+        recipe = tmp_path / "recipe.yaml"
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+        recipe.write_text(
+            f"teacher: {json.dumps(config)}\nstudent: {{config: {{model_type: llama}}}}\noutput: out\n"
+            "losses: [{plugin: forward_kl, top_k: 64}]\ndata: {path: rows.jsonl, holdout: 0, max_length: 8}\n"
+        )
+        registry = load_plugins()
+        problems = check(load_recipe(recipe, registry), registry).problems
+        return {problem.field: (problem.line, problem.message) for _, problem in problems}
+
+    line, message = found()["losses[0].top_k"]
+    assert line == 4
+    assert "gives up to 20" in message
+    line, message = found(model="other")["teacher.model"]
+    assert line == 1
+    assert "it has small" in message

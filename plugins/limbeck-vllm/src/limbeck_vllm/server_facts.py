@@ -23,10 +23,12 @@ Takes = Callable[[int], Awaitable[Refusal | None]]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found. `most`: the largest k of the server's log-probabilities."""
+    """What was found. `model`: its name at the server. `most`: the largest k; the server allows `spare` more."""
 
+    model: str
     info: TeacherInfo
     most: int
+    spare: int
 
 
 async def learn(wire: Wire, config: VllmServerConfig) -> Facts:
@@ -59,7 +61,7 @@ async def learn(wire: Wire, config: VllmServerConfig) -> Facts:
         temperatures=(1.0,),
         tail_exact=False,
     )
-    return Facts(info, most)
+    return Facts(served.model, info, most, wire.spare)
 
 
 async def _vocab_size(wire: Wire, served: Served, folder: Path, tokenizer: Tokenizer) -> int:

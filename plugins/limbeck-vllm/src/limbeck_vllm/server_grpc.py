@@ -59,6 +59,7 @@ class GrpcWire:
     spare = 1
 
     def __init__(self, config: VllmServerConfig) -> None:
+        self.model = ""  # one server has one model, which needs no name
         self._config = config
         self._tries = Tries(config)
         parts = urlsplit(config.address)

@@ -8,6 +8,7 @@ from typing import Any
 from limbeck.data import Tokenizer
 from limbeck.errors import LimbeckError, Reason, nearest
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem
+from limbeck.teachers.selfcheck import TEXTS
 from limbeck_vllm.server_answers import Entries, choice_of, ids_of, written
 from limbeck_vllm.server_config import VllmServerConfig
 from limbeck_vllm.server_http import Endpoint, whole
@@ -17,6 +18,7 @@ from limbeck_vllm.server_wire import Served, refused
 
 COMPLETIONS = "/v1/completions"
 PROBE = "Zwölf Boxkämpfer jagen 12 Wölfe,\n\tquer über den Deich: 'naïve' <tag> {x_1 += 3.5};"
+SPREAD = 64  # ids from all over a vocabulary whose text is compared too
 
 
 class OpenAIWire:
@@ -28,7 +30,7 @@ class OpenAIWire:
         self._config = config
         self._tries = Tries(config)
         self._endpoint = Endpoint(config, self._tries)
-        self._model = ""
+        self.model = ""
 
     async def served(self) -> Served:
         """The entry of the model at `/v1/models`; an adapter's length is its base's."""
@@ -52,18 +54,21 @@ class OpenAIWire:
         length = model.get("max_model_len") or models.get(str(model.get("parent")), {}).get("max_model_len")
         if not isinstance(length, int) or length < 2:
             raise self._refused(f"it tells no max_model_len of {name!r}")
-        self._model = name
+        self.model = name
         return Served(name, str(model.get("root")), length)
 
     async def same(self, tokenizer: Tokenizer) -> bool:
-        """Compares a text's ids, where the server (or a gateway before it) tells them."""
-        body = {"model": self._model, "prompt": PROBE, "add_special_tokens": False}
+        """Compares the ids of some texts, where the server (or a gateway before it) tells them."""
+        return all([await self._same(tokenizer, text) for text in _probes(tokenizer)])
+
+    async def _same(self, tokenizer: Tokenizer, text: str) -> bool:
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
             answer: Any = await self._tries.run(lambda: self._endpoint.once("/tokenize", body), tries=1)
             theirs = [int(token) for token in answer["tokens"]]
         except (LimbeckError, KeyError, TypeError, ValueError):
             return True
-        return theirs == list(tokenizer.hf.encode(PROBE, add_special_tokens=False))
+        return theirs == list(tokenizer.hf.encode(text, add_special_tokens=False))
 
     async def takes(self, token: int, k: int) -> Refusal | None:
         """See :class:`limbeck_vllm.server_wire.Wire`."""
@@ -131,7 +136,7 @@ class OpenAIWire:
     def _body(self, prompt: list[int], **fields: Any) -> dict[str, Any]:
         """A question. Every field of sampling is there: others a server takes from the model's generation config."""
         body = {
-            "model": self._model,
+            "model": self.model,
             "prompt": prompt,
             "max_tokens": 1,
             "n": 1,
@@ -159,3 +164,9 @@ class OpenAIWire:
 
     def _refused(self, message: str) -> LimbeckError:
         return refused(self._config, message, "see that `address` is the root of a vLLM server")
+
+
+def _probes(tokenizer: Tokenizer) -> list[str]:
+    """Texts that two tokenizers hardly give the same ids: in several languages, and of ids from all over the first."""
+    spread = range(0, tokenizer.vocab_size, max(tokenizer.vocab_size // SPREAD, 1))
+    return [*TEXTS, PROBE, tokenizer.decode(spread)]

@@ -33,18 +33,34 @@ class VllmServerTeacher:
         self.config = config
 
     @cached_property
-    def _wire(self) -> Wire:
+    def _kind(self) -> Callable[[VllmServerConfig], Wire]:
         if self.config.protocol == "grpc":
             from limbeck_vllm.server_grpc import GrpcWire
 
-            return BACKGROUND.run(_made(GrpcWire, self.config))
+            return GrpcWire
         from limbeck_vllm.server_openai import OpenAIWire
 
-        return BACKGROUND.run(_made(OpenAIWire, self.config))
+        return OpenAIWire
 
     @cached_property
     def _facts(self) -> Facts:
-        return BACKGROUND.run(learn(self._wire, self.config))
+        async def asked(kind: Callable[[VllmServerConfig], Wire]) -> Facts:
+            wire = kind(self.config)
+            try:
+                return await learn(wire, self.config)
+            finally:  # who only wants to know what it is leaves no connection open
+                await wire.close()
+
+        return BACKGROUND.run(asked(self._kind))
+
+    @cached_property
+    def _wire(self) -> Wire:
+        async def made() -> Wire:  # in the event loop that it will live in
+            wire = self._kind(self.config)
+            wire.model = self._facts.model
+            return wire
+
+        return BACKGROUND.run(made())
 
     def info(self) -> TeacherInfo:
         """What the server and the tokenizer's folder say, asked once.
@@ -57,13 +73,13 @@ class VllmServerTeacher:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED, SERVER_UNAVAILABLE."""
         check_score(self.info(), items, want)
         self._check_k(want.top_k)
-        return self._answers(items, lambda item: self._score(item, want))
+        return self._answers(items, lambda wire, item: self._score(wire, item, want))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED, SERVER_UNAVAILABLE."""
         check_prompts(self.info(), prompts, sampling)
         self._check_k(sampling.logprobs)
-        return self._answers(prompts, lambda prompt: self._write(prompt, sampling))
+        return self._answers(prompts, lambda wire, prompt: self._write(wire, prompt, sampling))
 
     async def close(self) -> None:
         """End the connections. A second call does nothing."""
@@ -71,36 +87,31 @@ class VllmServerTeacher:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._wire.close(), BACKGROUND.loop))
 
     def _answers(
-        self, things: Sequence[Thing], ask: Callable[[Thing], Coroutine[Any, Any, T]]
+        self, things: Sequence[Thing], ask: Callable[[Wire, Thing], Coroutine[Any, Any, T]]
     ) -> AsyncGenerator[T, None]:
-        return from_any_loop(Answers([partial(ask, thing) for thing in things], self.config.concurrency))
+        return from_any_loop(Answers([partial(ask, self._wire, thing) for thing in things], self.config.concurrency))
 
     def _check_k(self, k: int) -> None:
-        most, spare = self._facts.most, self._wire.spare
+        most = self._facts.most
         if k > most:
             message = f"{k} log-probabilities are asked for, the server at {self.config.address} gives up to {most}"
-            hint = f"start it with --max-logprobs {k + spare}, or lower top_k"
+            hint = f"start it with --max-logprobs {k + self._facts.spare}, or lower top_k"
             problem = Problem(message, field="top_k", hint=hint)
             raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
 
-    async def _score(self, item: ScoreItem, want: Want) -> tuple[int, Signal]:
-        rows = await self._wire.score(item, want.top_k, self._facts.info.vocab_size)
+    async def _score(self, wire: Wire, item: ScoreItem, want: Want) -> tuple[int, Signal]:
+        rows = await wire.score(item, want.top_k, self._facts.info.vocab_size)
         try:
             return item.item_id, rows.signal(item, want)
         except LimbeckError as error:
             raise _named(error, item.item_id) from error
 
-    async def _write(self, prompt: Prompt, sampling: Sampling) -> Completion:
+    async def _write(self, wire: Wire, prompt: Prompt, sampling: Sampling) -> Completion:
         info = self._facts.info
         try:
-            return await self._wire.write(prompt, sampling, info.eos_ids, info.vocab_size)
+            return await wire.write(prompt, sampling, info.eos_ids, info.vocab_size)
         except LimbeckError as error:
             raise _named(error, prompt.item_id) from error
-
-
-async def _made(kind: Callable[[VllmServerConfig], Wire], config: VllmServerConfig) -> Wire:
-    """A connection, made in the event loop that it will live in."""
-    return kind(config)
 
 
 def _named(error: LimbeckError, item_id: int) -> LimbeckError:

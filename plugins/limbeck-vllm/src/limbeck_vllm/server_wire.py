@@ -24,12 +24,17 @@ class Served:
 
 
 class Wire(Protocol):
-    """Questions to one server; each raises LimbeckError. `spare`: how much larger the k must be that is asked for."""
+    """Questions to one server; each raises LimbeckError.
 
+    `model`: the name that the server has for it, "" before :meth:`served` has found it. `spare`: how much larger the k
+    is that is asked for than the one that is wanted.
+    """
+
+    model: str
     spare: int
 
     async def served(self) -> Served:
-        """The model of the config. Raises TEACHER_REFUSED where there is no such one. Comes before all else."""
+        """The model of the config. Raises TEACHER_REFUSED where there is no such one. Sets `model`."""
 
     async def same(self, tokenizer: Tokenizer) -> bool:
         """Whether the server has this tokenizer; True where it does not tell."""

@@ -178,6 +178,11 @@ def test_a_student_trains_on_the_likeliest_tokens_of_an_api(tmp_path: Path, tiny
     models = evaluation["models"]
     assert set(models) == {"untrained", "student"}
     assert models["student"]["forward_kl"] < models["untrained"]["forward_kl"]
+    held = read_sequences(run / "sequences" / "holdout.arrow")
+    store = SignalStore(run / "signals" / "holdout")
+    unsaid = sum(len(sequence.kept) - store.get(sequence).n for sequence in held)
+    assert evaluation["holdout"]["unsaid_tokens"] == unsaid > 0
+    assert f"leave out {unsaid} tokens" in (run / "report" / "index.html").read_text("utf-8")
     assert (run / "report" / "index.html").is_file()
 
 

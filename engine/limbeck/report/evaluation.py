@@ -57,6 +57,7 @@ class Holdout(Part):
     rows: int
     tokens: int
     pairs: int = Field(0, description="Preference pairs among the rows.")
+    unsaid_tokens: int = Field(0, description="Tokens of which the teacher said nothing: KL and top-1 leave them out.")
 
 
 class Evaluation(Part):

@@ -58,7 +58,12 @@ class Evaluate:
                 parts[name] = json.loads(file.read_text("utf-8"))
         evaluation = Evaluation(
             models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},
-            holdout=Holdout(rows=len(sequences), tokens=tokens, pairs=len({s.pair for s in sequences if s.pair >= 0})),
+            holdout=Holdout(
+                rows=len(sequences),
+                tokens=tokens,
+                pairs=len({s.pair for s in sequences if s.pair >= 0}),
+                unsaid_tokens=_unsaid(sequences, _store(run)),
+            ),
             aim=_aim(run),
             samples=[
                 Sample(
@@ -216,4 +221,12 @@ def greedy(
 
 def _answer(sequence: TokenSequence) -> Any:
     """The ids of the sequence's trained tokens."""
-    return sequence.ids[sequence.trained]
+    return sequence.ids[sequence.kept + 1]
+
+
+def _unsaid(sequences: Sequence[TokenSequence], store: SignalStore | None) -> int:
+    """Trained tokens of which the teacher said nothing."""
+    if store is None or not store.header.partial:
+        return 0
+    signals = ((sequence, store.get(sequence)) for sequence in sequences)
+    return sum(int((sequence.kept >= signal.first_row + signal.n).sum()) for sequence, signal in signals)

@@ -39,13 +39,13 @@ COLUMNS = (
     Column("bytes", "Size of weights", "bytes", numbers.size),
     Column("tokens_per_second", "Tokens a second", "tokens/s", numbers.short),
     Column("perplexity", "Perplexity", "perplexity", numbers.short, "low"),
-    Column("forward_kl", "KL to the teacher, nats", "KL to teacher", numbers.short, "low"),
-    Column("top1_agreement", "Top-1 agreement", "top-1", numbers.percent, "high"),
+    Column("forward_kl", "KL to the teacher, nats", "KL to teacher", numbers.short, "low", True),
+    Column("top1_agreement", "Top-1 agreement", "top-1", numbers.percent, "high", True),
     Column("preference_accuracy", "Favours the chosen text", "favours chosen", numbers.percent, "high", True),
     Column("preference_margin", "Its margin, nats", "margin", numbers.short, "high", True),
 )
 
 
 def columns(models: Collection[ModelFigures]) -> list[Column]:
-    """Those that apply to `models`: preferences only where a model has them."""
+    """Those that apply to `models`: closeness to a teacher, and preferences, only where a model has them."""
     return [c for c in COLUMNS if not c.optional or any(c.value(model) is not None for model in models)]

@@ -102,14 +102,15 @@ def _print(found: Comparison) -> None:
     click.echo(f"{found.max_new_tokens} new tokens, asked {found.asked_at_once} at a time\n")
     width = min(100, console.width)
     good = [line for line in found.lines if line.failed is None]
-    for table in (_quality(good), _expense(good)):
+    known = any(line.bits_per_byte is not None or line.f1 is not None for line in good)
+    for table in ([_quality(good)] if known else []) + [_expense(good)]:
         console.print(table, width=width, soft_wrap=False)
     for line in found.lines:
         if line.failed is not None:
             click.echo(f"{line.name} could not be compared: {line.failed['message']} [{line.failed['reason']}]")
             for problem in line.failed["problems"]:
                 click.echo(f"  {problem}")
-    click.echo(f"Ranked by {found.rule}. In brackets: 95 % of a bootstrap over the rows.")
+    click.echo(f"Ranked by {found.rule}." + (" In brackets: 95 % of a bootstrap over the rows." if known else ""))
     if any(line.picked for line in good):
         click.echo("* the teacher of the recipe")
     click.echo("")

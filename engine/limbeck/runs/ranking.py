@@ -292,8 +292,8 @@ def _worse(one: Difference) -> str:
 def _doubts(contest: Contest, wanted: dict[int, str], sheets: Sequence[_Sheet], figure: Figure | None) -> list[str]:
     found = []
     if not wanted:
-        found.append(f"no row has a reference answer; ranked by: {RULES[figure]}")
-    if len(contest.asked) < FEW_ROWS:
+        found.append("no row has a reference answer")
+    if figure is not None and len(contest.asked) < FEW_ROWS:
         found.append(f"only {counted(len(contest.asked), 'rows')}: the intervals are rough")
     known = {sheet.name: sheet for sheet in sheets if sheet.outcome is not None}
     mute = [name for name, sheet in known.items() if sheet.kind == "teacher" and not sheet.rows("bits_per_byte")]
@@ -315,7 +315,8 @@ def _verdict(ranked: Sequence[_Sheet], figure: Figure | None, differences: Seque
     best = ranked[0]
     on = f"on {counted(rows, 'rows')}"
     if figure is None:
-        return f"{best.name} comes first {on}, by {RULES[None]}; nothing here tells who answers better."
+        first = f"{best.name} comes first {on}, by {RULES[None]}. " if len(ranked) > 1 else ""
+        return f"{first}Nothing here tells how good an answer is: that takes rows with reference answers."
     measured = _measured(best.rows(figure))
     worth = "" if measured is None else f"{short(measured.value)} {NAMES[figure]}{between(measured.interval)}"
     if len(ranked) == 1:

@@ -105,6 +105,22 @@ def test_the_loss_is_the_weighted_sum_over_the_sum_of_weights(
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
+def test_a_whole_vocabulary_is_weighed_alike(make: Callable[..., Made], formula: Callable[..., Tensor]) -> None:
+    case = Case()
+    logits = 3.0 * torch.tanh(case.hidden @ case.weight.T / 3.0)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
+    batch = SignalBatch(case.labels, full=torch.log_softmax(case.teacher, 1), weights_n=weights)
+    options = {"temperature": 2.0}
+    per_token = formula("forward_kl", logits, case.teacher, None, options, case.labels)
+    expected = (weights * per_token).sum() / weights.sum()
+    for chunk_bytes in (ONE_TOKEN, TWO_TOKENS, ALL_TOKENS):
+        out = case.loss([make("forward_kl", **options)], batch, chunk_bytes=chunk_bytes)
+        torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=1e-12)
+        for found, wanted in zip(case.gradients(out.loss), case.gradients(expected), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+        assert float(out.diagnostics["compared"]) == sum(w > 0 for w in WEIGHTS)
+
+
 def test_the_gradient_is_that_of_finite_differences(made: list[Made]) -> None:
     case = Case()
     batch = case.batch(WEIGHTS, SAID)

@@ -556,7 +556,8 @@ class Sample:
 
     `position`: which of the generator's samples, from 0. `rejected`: why it must not be trained (an empty answer), None
     for a good one; rejected samples are counted and kept apart. `lineage`: where it came from, JSON. `said`: what the
-    model said of the answer's tokens (:class:`Written`), so that they need not be scored.
+    model said of the answer's tokens (:class:`Written`), so that they need not be scored; None where the row's prompt
+    is another one than the model was asked.
     """
 
     position: int

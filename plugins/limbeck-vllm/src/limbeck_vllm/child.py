@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from limbeck_vllm.frames import PREFIX, Abort, Answer, Ended, Question, Ready, Refused, Start, packed, unpacked
@@ -81,17 +82,21 @@ async def _answer(engine: Engine, reader: asyncio.StreamReader, writer: asyncio.
         writer.write(packed(found))
         await writer.drain()
 
+    def gone(number: int, _: object) -> None:
+        del under_way[number]
+
     try:
         while (message := await _read(reader)) is not None:
             if isinstance(message, Question):
-                task = under_way[message.number] = asyncio.ensure_future(answer(message))
-                task.add_done_callback(lambda _, number=message.number: under_way.pop(number, None))
+                task = asyncio.ensure_future(answer(message))
+                under_way[message.number] = task
+                task.add_done_callback(partial(gone, message.number))
             elif isinstance(message, Abort):
                 for number in message.numbers:
-                    if (task := under_way.get(number)) is not None:
-                        task.cancel()
+                    if number in under_way:
+                        under_way[number].cancel()
     finally:
-        for task in under_way.values():
+        for task in list(under_way.values()):
             task.cancel()
 
 

@@ -1,0 +1,97 @@
+"""`limbeck run` and `limbeck serve` with the teacher `vllm`, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from limbeck.client import connect
+from limbeck.interfaces import Prompt, Sampling, ScoreItem, Want
+
+pytestmark = pytest.mark.vllm
+ENGINE = "engine: {max_num_seqs: 4, kv_cache_memory_bytes: 268435456}"
+TEACHER = f"{{plugin: vllm, model: {{model}}, dtype: float32, {ENGINE.replace('{', '{{').replace('}', '}}')}}}"
+RECIPE = """\
+teacher: {teacher}
+student: {{from: teacher, layers: [0, 1]}}
+data:
+  generator: {{plugin: prompts, path: prompts.jsonl, max_new_tokens: 12, temperature: 0.8}}
+  holdout: 2
+  max_length: 256
+losses: [{{plugin: forward_kl, top_k: 16}}]
+training: {{learning_rate: 1.0e-3, max_steps: 2, per_device_train_batch_size: 2}}
+evaluation: {{samples: 1, max_new_tokens: 8}}
+output: out
+"""
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there, and not only waits for its end to be read."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_run_generates_labels_trains_and_evaluates_with_json_alone_on_stdout(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(8)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(teacher=TEACHER.format(model=tiny_folder)))
+    command = [sys.executable, "-m", "limbeck.cli.main", "run", str(recipe), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    phases = [event["teacher_starting"].get("phase") for event in events if "teacher_starting" in event]
+    assert phases == ["starting the engine", "loading the weights", "warming up", None]
+    assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
+    assert "Traceback" not in done.stderr
+    assert "EngineCore" not in done.stderr  # vLLM is quiet
+
+
+def test_a_server_tells_of_the_start_answers_and_leaves_nothing_when_it_is_killed(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "teacher.yaml"
+    file.write_text(f"plugin: vllm\nmodel: {tiny_folder}\ndtype: float32\n{ENGINE}\n")
+    log = (tmp_path / "log").open("wb")
+    command = [sys.executable, "-m", "limbeck.cli.main", "serve", "--listen", "127.0.0.1:0", f"--teacher=tiny={file}"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        phases: list[str] = []
+        ids = np.array([2, 70, 71, 72], np.int32)
+        with connect(address, timeout=60) as client:
+            while (teacher := client.teacher("tiny")).state == "starting":
+                if teacher.phase and teacher.phase not in phases:
+                    phases.append(teacher.phase)
+                time.sleep(0.02)
+            assert teacher.state == "ready", teacher.error
+            assert phases[-2:] == ["loading the weights", "warming up"]
+            assert "starting the engine" in phases
+            want = Want(top_k=3, target=True)
+            ((name, signal),) = client.score("tiny", [ScoreItem(5, ids, 0, 3)], want)
+            assert (name, signal.n) == (5, 3)
+            (answer,) = client.generate("tiny", [Prompt(1, ids)], Sampling(max_new_tokens=4, logprobs=2))
+            assert answer.said is not None
+            assert answer.said.top_k.k == 2
+        started = psutil.Process(server.pid).children(recursive=True)
+        assert any("limbeck_vllm.child" in " ".join(process.cmdline()) for process in started)
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+    end = time.monotonic() + 120
+    while any(lives(process) for process in started):
+        assert time.monotonic() < end, "a process is left"
+        time.sleep(0.1)

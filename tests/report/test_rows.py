@@ -38,6 +38,8 @@ def test_what_is_spent_is_told_with_the_whole_where_that_is_known() -> None:
     without = {name: value for name, value in USAGE.items() if name != "cost"}
     assert str(spending_text(figures_of(without, "USD"))).endswith("3,100 written")
     assert spending_text({"loss": 1.0}) is None
+    odd = spending_text({"teacher.calls": 9.0, "teacher.unmetered": 2.0, "teacher.lost": 1.0})
+    assert str(odd).startswith("9 calls (2 whose tokens are estimated, 1 lost to a crash), ")
 
 
 @pytest.mark.parametrize(

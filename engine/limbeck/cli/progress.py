@@ -87,7 +87,7 @@ class Clock:
     def take(self, metrics: Mapping[str, float]) -> None:
         """Remember the figures that are shown beside the progress."""
         self.loss = metrics.get("loss", self.loss)
-        self.spent |= {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
+        self.spent = {name: value for name, value in metrics.items() if name.startswith(PREFIX)} or self.spent
 
     @property
     def seconds(self) -> float:

@@ -10,6 +10,7 @@ from limbeck.errors import counted
 PREFIX = "teacher."  # of these names among the figures of a stage and the values of Metrics
 COST = f"{PREFIX}cost."  # followed by the name of the money: teacher.cost.USD
 EXPECTED = f"{PREFIX}expected."  # what it will have cost in the end: teacher.expected.USD
+_ASIDES = {"retries": "tried again", "unmetered": "whose tokens are estimated", "lost": "lost to a crash"}
 _SIGNS = {"USD": "$", "EUR": "€", "GBP": "£"}
 
 
@@ -40,7 +41,7 @@ def spending_text(figures: Mapping[str, float]) -> str | None:
     if "calls" not in known:
         return None
     more = [f"{counted(known['cached'], 'answers')} from the cache"] if known.get("cached") else []
-    more += [f"{known['retries']:,} tried again"] if known.get("retries") else []
+    more += [f"{known[name]:,} {words}" for name, words in _ASIDES.items() if known.get(name)]
     parts = [counted(known["calls"], "calls") + (f" ({', '.join(more)})" if more else "")]
     parts.append(f"{counted(known.get('prompt_tokens', 0), 'tokens')} read")
     parts.append(f"{known.get('completion_tokens', 0):,} written")

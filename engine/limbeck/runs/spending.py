@@ -46,15 +46,15 @@ class Spending:
         Raises DISK_FULL.
         """
         usage, info = self._all(), self._teacher.info()
-        self._told_at = time.monotonic()
-        if usage == self._told:
-            return
-        self._told = usage
-        write_json(self._file, {"teacher": info.name, "model": info.model, "currency": info.currency, "usage": usage})
         values = figures_of(usage, info.currency)
         answer = _cost_of_one(self._fresh()) or _cost_of_one(self._before)
         if left and answer is not None:
             values[EXPECTED + info.currency] = usage["cost"] + left * answer
+        self._told_at = time.monotonic()
+        if values == self._told:
+            return
+        self._told = values
+        write_json(self._file, {"teacher": info.name, "model": info.model, "currency": info.currency, "usage": usage})
         self._log.emit(Metrics(values=values))
 
     def _fresh(self) -> dict[str, float]:

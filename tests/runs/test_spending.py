@@ -1,0 +1,47 @@
+"""What a paid teacher took, over attempts: written down, told once for a state, and what the rest will take."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from limbeck.interfaces import TextPrompt
+from limbeck.runs.events import EventLog, read_events
+from limbeck.runs.spending import Spending
+from limbeck.testing.text_teachers import ScriptedTextTeacher, answers
+
+ONE = (1.0 * 10 + 2.0 * 5) / 1e6  # what an answer of the scripted teacher costs
+
+
+def asked(teacher: ScriptedTextTeacher, count: int) -> None:
+    asyncio.run(answers(teacher, [TextPrompt(number, "x") for number in range(count)]))
+
+
+def test_attempts_add_up_and_the_rest_is_expected_to_cost_as_much(tmp_path: Path) -> None:
+    file = tmp_path / "usage.json"
+    with EventLog(tmp_path / "events.jsonl", "r") as log:
+        first = ScriptedTextTeacher("a")
+        spending = Spending(log, first, file)
+        asked(first, 3)
+        spending.tell(left=7)
+        spending.tell(left=7)  # nothing new
+        spending.tell(left=6)
+        second = ScriptedTextTeacher("a")
+        asked(second, 1)  # for somebody else
+        spending = Spending(log, second, file)
+        spending.tell(left=6)
+        asked(second, 2)
+        spending.tell(left=0)
+    told = [event.metrics.values for event in read_events(tmp_path / "events.jsonl")]
+    assert [values["teacher.calls"] for values in told] == [3, 3, 3, 5]
+    expected = [values.get("teacher.expected.USD") for values in told]
+    assert expected[:3] == [pytest.approx(10 * ONE), pytest.approx(9 * ONE), pytest.approx(9 * ONE)]
+    assert not expected[3]
+    usage = json.loads(file.read_text())
+    assert usage["usage"]["calls"] == 5
+    assert usage["usage"]["cost"] == pytest.approx(5 * ONE)
+    assert (usage["teacher"], usage["model"], usage["currency"]) == ("scripted", "script-1", "USD")
+    assert spending.text == "5 calls, 50 tokens read, 25 written, $0.00010"

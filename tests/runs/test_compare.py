@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Config, TeacherInfo, TeacherPlugin, TextCompletion
 from limbeck.plugins import Entry, Registry, load_plugins
 from limbeck.recipe import load_recipe
@@ -40,7 +40,9 @@ PARTS = {
 
 
 class NoConfig(Config):
-    """Nothing to say."""
+    """Nothing that must be said."""
+
+    key_env: str | None = None
 
 
 class OnlyTopK(TransformersTeacher):
@@ -306,7 +308,8 @@ def test_where_no_teacher_is_left_the_first_ones_error_is_the_commands_with_all_
     def broken(_: Any) -> Any:
         raise ZeroDivisionError("no teacher today")
 
-    api = ScriptedTextTeacher(LimbeckError(Reason.TEACHER_REFUSED, "No key."))
+    no_key = Problem("is no key", field="key_env")
+    api = ScriptedTextTeacher(LimbeckError(Reason.TEACHER_REFUSED, "No key.", [no_key]))
     recipe = write(contest, ["broken", "api"], teacher="api", student="{model: raw}")
     with pytest.raises(LimbeckError) as caught:
         run(recipe, registry(broken=broken, api=lambda _: api))
@@ -314,7 +317,7 @@ def test_where_no_teacher_is_left_the_first_ones_error_is_the_commands_with_all_
     told = [(one.field, one.message) for one in caught.value.problems]
     assert told == [
         ("teachers.broken", "'broken' (tests 1) raised ZeroDivisionError: no teacher today"),
-        ("teachers.api", "No key."),
+        ("teachers.api.key_env", "is no key"),
     ]
     assert all(one.line for one in caught.value.problems)
     assert api.closed

@@ -152,12 +152,13 @@ def _quality(lines: list[Line]) -> Any:
 
 def _expense(lines: list[Line]) -> Any:
     from limbeck.report.numbers import MISSING, short
+    from limbeck.report.spending import money
 
     table = _table("", "", "tokens in", "out", "cost", "s/answer (p50, p95)", "tokens/s", REST)
     for line in lines:
         counts = {"cut": line.truncated, **line.rejected}
         rest = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if count)
-        cost = MISSING if line.cost is None else f"{short(line.cost)} {line.currency}"
+        cost = MISSING if line.cost is None else money(line.cost, line.currency or "")
         tokens = (MISSING if count is None else f"{count:,}" for count in (line.tokens_read, line.tokens_written))
         seconds = (line.seconds_mean, line.seconds_p50, line.seconds_p95)
         mean, middle, slow = (short(value, 2) for value in seconds)

@@ -140,10 +140,15 @@ async def _contend(
 
 def _placed(recipe: Recipe, contestant: Contestant, error: LimbeckError) -> LimbeckError:
     """An error with its places in the recipe: of the candidate, or of the student."""
-    own = recipe.candidates[contestant.name].field if contestant.kind == "teacher" else "student"
-    read = recipe.taught_by(contestant.name) if contestant.kind == "teacher" else recipe
+    bound = recipe.candidates[contestant.name] if contestant.kind == "teacher" else None
+    own = "student" if bound is None else bound.field
+    read = recipe if bound is None else recipe.taught_by(contestant.name)
     problems = []
     for problem in error.problems or (Problem(error.message),):
-        field = own if problem.field in (None, "teacher") and problem.line is None else problem.field
+        field = problem.field
+        if problem.line is None and field in (None, "teacher"):
+            field = own
+        elif bound is not None and str(field).partition(".")[0] in type(bound.config).model_fields:
+            field = f"{own}.{field}"
         problems.append(read.place(replace(problem, field=field)))
     return LimbeckError(error.reason, error.message, problems)

@@ -26,7 +26,7 @@ TEXTS = (
 )
 READ = 24  # tokens of a text that are read
 WRITTEN = 8  # tokens that are added greedily
-NEAR = 0.1  # log-probabilities this close are a tie: the two ways round differently, in bfloat16 by about 0.05
+NEAR = 0.3  # log-probabilities this close are a tie: where logits are bfloat16, a step between 16 and 32 is 0.125
 
 Expected = list[set[int]]  # per row, the ids that may be the most likely ones: one id, or every end id
 

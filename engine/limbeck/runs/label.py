@@ -202,20 +202,21 @@ def _said(parts: Sequence[_Part]) -> Figures:
 
     A teacher whose tokens are never those of the student says nothing: its losses would train nothing.
     """
-    sequences = unsaid = tokens = 0
+    figures: Figures = {"said": 0, "unsaid_tokens": 0}
     for part in parts:
+        assert part.spoken is not None, "something was asked for while the rows were written"
+        tokens = 0
         for sequence in part.sequences:
-            assert part.spoken is not None, "something was asked for while the rows were written"
             found = _spoken(part.spoken, [sequence], part.writer.header).get(sequence.index)
-            sequences += found is not None and found.n > 0
+            figures["said"] += found is not None and found.n > 0
             tokens += len(sequence.kept)
             if found is not None and found.partial:
-                unsaid += int((sequence.kept >= found.first_row + found.n).sum())
-    if tokens and unsaid == tokens:
-        message = "nothing was said of any trained token: the teacher's tokens are not those that the student reads"
-        hint = "take a student of the teacher's family, or train on its text: {plugin: cross_entropy}"
-        raise LimbeckError(Reason.TOKENIZER_MISMATCH, problems=[Problem(message, field="student", hint=hint)])
-    return {"said": sequences, "unsaid_tokens": unsaid}
+                figures["unsaid_tokens"] += int((sequence.kept >= found.first_row + found.n).sum())
+        if part is parts[0] and 0 < tokens == figures["unsaid_tokens"]:  # of the rows that are trained
+            message = "nothing was said of any trained token: the teacher's tokens are not those that the student reads"
+            hint = "take a student of the teacher's family, or train on its text: {plugin: cross_entropy}"
+            raise LimbeckError(Reason.TOKENIZER_MISMATCH, problems=[Problem(message, field="student", hint=hint)])
+    return figures
 
 
 def _add(writer: SignalWriter, group: Sequence[TokenSequence], found: Mapping[int, Signal]) -> None:

@@ -71,4 +71,5 @@ $(VLLM_VENV)/.vllm: $(MADE_OF) plugins/limbeck-vllm/install-cpu.sh
 	$(PYTHON) -m venv $(VLLM_VENV)
 	plugins/limbeck-vllm/install-cpu.sh $(VLLM_VENV)/bin/python
 	$(VLLM_VENV)/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]' $(PLUGINS)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps 'smg-grpc-proto>=0.4.27' 'smg-grpc-servicer>=0.14,<1'
 	touch $@

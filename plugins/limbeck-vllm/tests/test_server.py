@@ -26,6 +26,7 @@ from limbeck.testing.tiny import tiny_model_folder
 from limbeck_vllm.server_config import VllmServerConfig
 from limbeck_vllm.server_teacher import VllmServerTeacher
 
+pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[3]
 TOKENIZER, OTHER = (ROOT / "tests" / "data" / name for name in ("tok_a", "tok_b"))
 GEMMA = Path(os.environ.get("LIMBECK_GEMMA", ROOT / "examples" / "demo" / ".cache" / "gemma-3-270m"))
@@ -220,13 +221,6 @@ def test_a_larger_k_than_the_server_gives_is_refused_with_the_option_that_allows
         served.teacher.score([], Want(top_k=64))
     assert caught.value.reason is Reason.CAPABILITY_MISSING
     assert f"--max-logprobs {64 + (served.protocol == 'grpc')}" in str(caught.value)
-
-
-def test_what_the_server_does_not_take_names_the_item(served):
-    with pytest.raises(LimbeckError) as caught:
-        ask(completions(served.teacher, [Prompt(9, texts(served)[0])], Sampling(temperature=1e9)))
-    assert caught.value.reason is Reason.GENERATION_FAILED
-    assert "item 9" in str(caught.value)
 
 
 def test_closing_a_call_ends_its_requests_at_the_server(served):

@@ -298,6 +298,21 @@ def test_an_answer_that_is_not_what_was_asked_is_told_at_once(script, change, wo
     assert count["score"] == 1
 
 
+def test_what_the_server_does_not_take_is_told_at_once_with_its_words_and_the_item(script):
+    count = on_score(script, lambda n, body: refusal("This is too much for me."))
+    words = fails(scores(teacher(script), [item()], WANT), Reason.SCORING_FAILED)
+    assert "item 7" in words
+    assert "HTTP 400: This is too much for me." in words
+    assert count["score"] == 1
+
+
+@pytest.mark.parametrize("temperature", [0.001, 2.5])
+def test_a_temperature_that_vllm_would_change_or_refuse_is_refused_before_any_work(script, temperature):
+    asked = teacher(script)
+    told = fails(lambda: asked.generate([], Sampling(temperature=temperature)), Reason.GENERATION_FAILED)
+    assert "0.01 … 2.0" in told
+
+
 def test_an_id_outside_of_the_vocabulary_points_at_the_tokenizer(script):
     def alien(choice):
         of_rank_1 = next(name for name, said in choice["prompt_logprobs"][3].items() if said["rank"] == 1)

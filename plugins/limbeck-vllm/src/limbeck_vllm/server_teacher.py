@@ -13,6 +13,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, TeacherInfo, Want
 from limbeck.signals import Signal
 from limbeck.teachers.requests import check_prompts, check_score
+from limbeck_vllm.questions import check_sampling
 from limbeck_vllm.server_config import VllmServerConfig
 from limbeck_vllm.server_facts import Facts, learn
 from limbeck_vllm.server_stream import Answers
@@ -78,6 +79,7 @@ class VllmServerTeacher:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED, SERVER_UNAVAILABLE."""
         check_prompts(self.info(), prompts, sampling)
+        check_sampling(sampling)
         self._check_k(sampling.logprobs)
         return self._answers(prompts, lambda wire, prompt: self._write(wire, prompt, sampling))
 

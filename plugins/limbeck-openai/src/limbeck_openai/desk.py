@@ -61,8 +61,11 @@ class Desk:
         what concerns every prompt.
         """
         while (other := self._under_way.get(request.key)) is not None:
+            while not other.done():
+                await asyncio.wait([other], timeout=POLL)
+                await rest(0, going)
             with suppress(Stopped):
-                answer = await asyncio.shield(other)
+                answer = other.result()
                 self.tally.cached += 1
                 return answer
         mine = self._under_way[request.key] = asyncio.get_running_loop().create_future()

@@ -18,9 +18,12 @@ from limbeck.interfaces import Prompt, Sampling, ScoreItem, Want
 
 pytestmark = pytest.mark.vllm
 ENGINE = "engine: {max_num_seqs: 4, kv_cache_memory_bytes: 268435456}"
-TEACHER = f"{{plugin: vllm, model: {{model}}, dtype: float32, {ENGINE.replace('{', '{{').replace('}', '}}')}}}"
 RECIPE = """\
-teacher: {teacher}
+teacher:
+  plugin: vllm
+  model: {model}
+  dtype: float32
+  {engine}
 student: {{from: teacher, layers: [0, 1]}}
 data:
   generator: {{plugin: prompts, path: prompts.jsonl, max_new_tokens: 12, temperature: 0.8}}
@@ -46,7 +49,7 @@ def test_a_run_generates_labels_trains_and_evaluates_with_json_alone_on_stdout(
 ) -> None:
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(8)))
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(teacher=TEACHER.format(model=tiny_folder)))
+    recipe.write_text(RECIPE.format(model=tiny_folder, engine=ENGINE))
     command = [sys.executable, "-m", "limbeck.cli.main", "run", str(recipe), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
@@ -77,8 +80,7 @@ def test_a_server_tells_of_the_start_answers_and_leaves_nothing_when_it_is_kille
                     phases.append(teacher.phase)
                 time.sleep(0.02)
             assert teacher.state == "ready", teacher.error
-            assert phases[-2:] == ["loading the weights", "warming up"]
-            assert "starting the engine" in phases
+            assert {"starting the engine", "warming up"} <= set(phases)  # loading takes too little to be met surely
             want = Want(top_k=3, target=True)
             ((name, signal),) = client.score("tiny", [ScoreItem(5, ids, 0, 3)], want)
             assert (name, signal.n) == (5, 3)

@@ -16,8 +16,8 @@ from limbeck.cli import output
 if TYPE_CHECKING:
     from limbeck.runs.ranking import Comparison, Line, Measured
 
-NAME_WIDTH = 18
 REST = "remarks"
+NARROWEST, WIDEST = 88, 100  # columns of the tables
 HUGE = 1e5  # a perplexity from here on is told as 762.4 M
 NOTICE = b"\nstopping; Ctrl-C again stops at once\n"
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, everything else on stderr.")
@@ -100,11 +100,11 @@ def _print(found: Comparison) -> None:
     references = f"{found.references} with a reference answer" if found.references else "none with a reference answer"
     click.echo(f"{found.rows} of {found.held_out:,} held-out rows, {references}; greedy, at most ", nl=False)
     click.echo(f"{found.max_new_tokens} new tokens, asked {found.asked_at_once} at a time\n")
-    width = min(100, console.width)
+    width = max(NARROWEST, min(WIDEST, console.width))  # a narrower terminal folds lines, and loses nothing
     good = [line for line in found.lines if line.failed is None]
     known = any(line.bits_per_byte is not None or line.f1 is not None for line in good)
     for table in ([_quality(good)] if known else []) + [_expense(good)]:
-        console.print(table, width=width, soft_wrap=False)
+        console.print(table, width=width, soft_wrap=False, crop=False)
     for line in found.lines:
         if line.failed is not None:
             click.echo(f"{line.name} could not be compared: {line.failed['message']} [{line.failed['reason']}]")
@@ -127,7 +127,7 @@ def _table(*columns: str) -> Any:
     for place, name in enumerate(columns):
         text = place == 1 or name == REST  # numbers keep their width, texts are folded
         table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    table.columns[1].min_width = NAME_WIDTH
+    table.columns[1].min_width = 10
     return table
 
 
@@ -154,7 +154,7 @@ def _expense(lines: list[Line]) -> Any:
     from limbeck.report.numbers import MISSING, short
     from limbeck.report.spending import money
 
-    table = _table("", "", "tokens in", "out", "cost", "s/answer (p50, p95)", "tokens/s", REST)
+    table = _table("", "", "tokens in", "out", "cost", "s/answer (p50, p95)", "tok/s", REST)
     for line in lines:
         counts = {"cut": line.truncated, **line.rejected}
         rest = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in counts.items() if count)

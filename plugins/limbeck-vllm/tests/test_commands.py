@@ -93,6 +93,8 @@ def test_a_server_tells_of_the_start_answers_and_leaves_nothing_when_it_is_kille
         server.kill()
         server.wait()
         log.close()
+        if server.stdout is not None:
+            server.stdout.close()
     end = time.monotonic() + 120
     while any(lives(process) for process in started):
         assert time.monotonic() < end, "a process is left"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.interfaces import Config, MadePath
 from limbeck.plugins import load_plugins
 from limbeck.recipe import load_recipe
 from limbeck.runs.changes import differences
@@ -89,3 +90,15 @@ def test_differences_are_named_as_a_recipe_names_them() -> None:
         ("a", "1", "(not there)"),
     ]
     assert differences(before, before) == []
+
+
+class Makes(Config):
+    """A plugin's config that names a folder of its own."""
+
+    cache: MadePath | None = None
+    size: int = 1
+
+
+def test_a_folder_that_a_plugin_makes_is_no_input(project: Path) -> None:
+    contents = Contents(load_recipe(project / "recipe.yaml", load_plugins()))
+    assert contents.config(Makes(cache=str(project / "made"))) == {"size": 1}

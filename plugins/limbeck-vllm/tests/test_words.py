@@ -29,7 +29,7 @@ def test_colours_do_not_hide_it() -> None:
     line = (
         "\x1b[0;36m(Worker pid=11)\x1b[0;0m ERROR 11-25 19:07:50 [a.py:9] torch.OutOfMemoryError: CUDA out of memory."
     )
-    assert reason_of([line], ABOVE) == "Out of memory."
+    assert reason_of([line], ABOVE) == "CUDA out of memory."
 
 
 def test_what_the_engine_raised_itself_is_told_without_pydantics_frame() -> None:

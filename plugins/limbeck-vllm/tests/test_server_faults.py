@@ -561,13 +561,14 @@ def test_an_address_may_have_a_path_and_a_slash():
 
 
 def test_the_preflight_tells_of_server_and_recipe_at_their_places(script, tmp_path):
-    def found(**more):
+    def found(k=64, held=0, **more):
         config = {"plugin": "vllm-server", "address": script.address, "tokenizer": str(TOKENIZER)} | more
         recipe = tmp_path / "recipe.yaml"
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
         recipe.write_text(
             f"teacher: {json.dumps(config)}\nstudent: {{config: {{model_type: llama}}}}\noutput: out\n"
-            "losses: [{plugin: forward_kl, top_k: 64}]\ndata: {path: rows.jsonl, holdout: 0, max_length: 8}\n"
+            f"losses: [{{plugin: forward_kl, top_k: {k}}}]\n"
+            f"data: {{path: rows.jsonl, holdout: {held}, max_length: 8}}\n"
         )
         registry = load_plugins()
         problems = check(load_recipe(recipe, registry), registry).problems
@@ -576,6 +577,7 @@ def test_the_preflight_tells_of_server_and_recipe_at_their_places(script, tmp_pa
     line, message = found()["losses[0].top_k"]
     assert line == 4
     assert "gives up to 20" in message
+    assert found(k=16, held=1)["data.holdout.top_k"][0] == 5
     line, message = found(model="other")["teacher.model"]
     assert line == 1
     assert "it has small" in message

@@ -1,22 +1,20 @@
-"""Messages between the teacher and the process of its engine: 8 bytes of length, and a pickle.
+"""Messages between the teacher and the process of its engine: 8 bytes of length, and MessagePack.
 
 Both ends are this distribution's code in processes of one user, over a socket that nobody else can open.
 """
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 PREFIX = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, tag=True):
     """How the engine is to be started: vLLM's engine arguments, and the folder of an adapter."""
 
     arguments: dict[str, Any]
@@ -24,8 +22,7 @@ class Start:
     defaults_on_cpu: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, tag=True):
     """One sequence, to score or to continue.
 
     `prompt_logprobs`: so many ids of each row from `first` to `first + n`, None for none; `logprobs`: of each written
@@ -43,8 +40,7 @@ class Question:
     sampling: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True, tag=True):
     """Log-probabilities of rows: the actual token's, f32 [n], and the k likeliest ids', int32 and f32 [n, k]."""
 
     target: npt.NDArray[np.float32]
@@ -52,8 +48,7 @@ class Rows:
     logprobs: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, tag=True):
     """What the engine says: `prompt` rows, the `written` ids with their rows (`said`), `token_ids` f32 [rows, m]."""
 
     number: int
@@ -64,41 +59,55 @@ class Answer:
     token_ids: npt.NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, tag=True):
     """The engine did not answer one question; it lives on."""
 
     number: int
     words: str
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(msgspec.Struct, frozen=True, tag=True):
     """Questions whose answers nobody waits for any more."""
 
     numbers: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True, tag=True):
     """The engine answers. `scores_token_ids`: whether it can score ids that are given."""
 
     scores_token_ids: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True, tag=True):
     """The engine could not be started, or died: in its own words."""
 
     words: str
 
 
-def packed(message: object) -> bytes:
+Message = Start | Question | Answer | Refused | Abort | Ready | Ended
+
+
+def packed(message: Message) -> bytes:
     """A message as it travels."""
-    content = pickle.dumps(message, protocol=5)
+    content = msgspec.msgpack.encode(message, enc_hook=_parts)
     return len(content).to_bytes(PREFIX, "little") + content
 
 
-def unpacked(content: bytes) -> Any:
+def unpacked(content: bytes) -> Message:
     """The message of a frame."""
-    return pickle.loads(content)
+    message: Message = msgspec.msgpack.decode(content, type=Message, dec_hook=_array)
+    return message
+
+
+def _parts(value: Any) -> Any:
+    """A numpy array as (dtype, shape, bytes); other values as the plain ones that they stand for."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} does not travel")
+
+
+def _array(kind: Any, value: Any) -> npt.NDArray[Any]:
+    dtype, shape, content = value
+    return np.frombuffer(content, dtype).reshape(shape)

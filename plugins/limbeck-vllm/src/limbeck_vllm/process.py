@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck_vllm.frames import PREFIX, Abort, Answer, Ended, Question, Ready, Refused, Start, packed, unpacked
+from limbeck_vllm.frames import PREFIX, Abort, Answer, Ended, Message, Question, Ready, Refused, Start, packed, unpacked
 from limbeck_vllm.words import SHOWN, STARTING, lacks_memory, phase_of, reason_of
 
 Heard = Answer | Refused | LimbeckError
@@ -126,7 +126,7 @@ class EngineProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _send(self, message: object) -> None:
+    def _send(self, message: Message) -> None:
         with self._sending, suppress(OSError):  # its end is heard by the reader
             self._socket.sendall(packed(message))
 

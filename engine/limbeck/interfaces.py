@@ -282,6 +282,7 @@ class TeacherInfo:
     """What a teacher is and can do. Digests are of contents (sha256 hex), never of paths.
 
     `temperatures` None: any positive temperature, computed exactly; else the only ones that it can give.
+    `max_top_k`: most ids that it tells of a row, None: the whole vocabulary.
     `tail_exact`: the tail is a logsumexp over the complement, not 1 − Σ. `eos_ids`: every id that ends a text.
     `bos_id`: the id that leads every sequence, None for none.
     """
@@ -296,6 +297,7 @@ class TeacherInfo:
     eos_ids: tuple[int, ...]
     bos_id: int | None = None
     temperatures: tuple[float, ...] | None = None
+    max_top_k: int | None = None
     tail_exact: bool = True
     hidden_size: int | None = None
     num_layers: int | None = None

@@ -113,3 +113,11 @@ def test_a_teacher_that_only_scores_is_not_asked_to_write():
 
 def test_temperatures_are_of_the_support_alone():
     check_score(info(temperatures=(2.0,)), [], Want(target=True))
+
+
+def test_a_teacher_that_tells_few_ids_is_not_asked_for_more():
+    few = info(max_top_k=5, capabilities=frozenset({"generate", "generate_top_k", "top_k"}))
+    check_score(few, [], Want(top_k=5))
+    check_prompts(few, [], Sampling(logprobs=5))
+    for error in (refused(check_score, few, [], Want(top_k=6)), refused(check_prompts, few, [], Sampling(logprobs=6))):
+        assert "up to 5, the most that teacher t tells" in str(error)

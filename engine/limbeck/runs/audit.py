@@ -45,7 +45,7 @@ def audit_recipe(recipe: Recipe, teacher: Teacher, rows: int, advance: Callable[
     temperatures = sorted({1.0, *(value.temperature for value in values.values())})
     info = teacher.info()
     own = {int(loss.config.top_k) for loss in losses}
-    ks = sorted({k for k in (*KS, *own) if k <= info.vocab_size}, reverse=True)
+    ks = sorted({k for k in (*KS, *own) if k <= (info.max_top_k or info.vocab_size)}, reverse=True)
     want = _want(recipe, info, teacher, ks[0], temperatures)
     signals, head = asyncio.run(_ask(teacher, sequences, want))
     student = build_student(recipe.student, contents.teacher_folder, tokenizer_folder=contents.tokenizer_folder)

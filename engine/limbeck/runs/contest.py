@@ -123,7 +123,7 @@ def _want(teacher: Teacher) -> Want | None:
         return Want(target=True)
     if "token_ids" in info.capabilities:
         return Want(token_ids=True)
-    return Want(top_k=min(TOP_K, info.vocab_size)) if "top_k" in info.capabilities else None
+    return Want(top_k=min(TOP_K, info.max_top_k or info.vocab_size)) if "top_k" in info.capabilities else None
 
 
 async def _score(

@@ -47,7 +47,8 @@ def holdout_want(recipe: Recipe, info: TeacherInfo | TextTeacherInfo, told: int 
         return Want(top_k=told, target=True) if told and recipe.data.holdout else None
     if info.capabilities.isdisjoint({"top_k", "target"}) or not recipe.data.holdout:
         return None
-    most = max(wanted(recipe.losses).top_k, min(EVALUATION_TOP_K, info.vocab_size))
+    told = min(EVALUATION_TOP_K, info.vocab_size, info.max_top_k or info.vocab_size)
+    most = max(wanted(recipe.losses).top_k, told)
     top_k = most if "top_k" in info.capabilities else 0
     return Want(top_k=top_k, temperatures=(1.0,), target="target" in info.capabilities)
 

@@ -181,12 +181,12 @@ class _Check:
         for loss in self.recipe.losses:
             if (asked := wanted([loss])).primitives():
                 with self.found.collect(loss.field, inside=True):
+                    self.teacher.score([], asked)  # begins nothing, and knows best what to do about a refusal
                     check_score(self.info, [], asked)
-                    self.teacher.score([], asked)  # begins nothing, but refuses what only this teacher knows of
         if (held := holdout_want(self.recipe, self.info)) is not None:
             with self.found.collect("data.holdout", inside=True):
-                check_score(self.info, [], held)
                 self.teacher.score([], held)
+                check_score(self.info, [], held)
         bos, most = self.info.bos_id is not None, self.info.max_length
         if self.recipe.data.max_length + bos > most:
             more = ", and a leading <bos> comes on top" if bos else ""

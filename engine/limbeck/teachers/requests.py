@@ -25,7 +25,7 @@ def check_prompts(info: TeacherInfo, prompts: Sequence[Prompt], sampling: Sampli
     _refuse(
         Reason.GENERATION_FAILED,
         [
-            *_faults_of_sampling(sampling, info.vocab_size),
+            *_faults_of_sampling(sampling, info),
             *_repeated(prompts),
             *(p for prompt in prompts for p in _faults_of_ids(info, prompt, sampling.max_new_tokens)),
         ],
@@ -46,10 +46,8 @@ def _faults_of_want(info: TeacherInfo, want: Want) -> list[Problem]:
     problems = [_missing(info, name) for name in sorted(want.primitives() - info.capabilities)]
     if not want.primitives():
         problems.append(Problem("nothing is asked of the teacher"))
-    if want.top_k < 0 or want.top_k > info.vocab_size:
-        problems.append(
-            Problem(f"top_k is {want.top_k}, allowed is up to the vocabulary's {info.vocab_size:,}", field="top_k")
-        )
+    if not 0 <= want.top_k <= _most(info):
+        problems.append(Problem(f"top_k is {want.top_k}, allowed is {_up_to(info)}", field="top_k"))
     if want.samples < 0:
         problems.append(Problem(f"samples is {want.samples}, allowed is 0 or more"))
     for temperature in want.temperatures if want.top_k else ():  # the tails' alone
@@ -126,13 +124,23 @@ def _faults_of_token_ids(info: TeacherInfo, item: ScoreItem) -> Iterator[Problem
         yield Problem(f"token_ids leave the vocabulary of {info.vocab_size:,}", field=field)
 
 
-def _faults_of_sampling(sampling: Sampling, vocab_size: int) -> Iterator[Problem]:
+def _most(info: TeacherInfo) -> int:
+    return info.vocab_size if info.max_top_k is None else info.max_top_k
+
+
+def _up_to(info: TeacherInfo) -> str:
+    if info.max_top_k is None:
+        return f"up to the vocabulary's {info.vocab_size:,}"
+    return f"up to {info.max_top_k:,}, the most that teacher {info.name} tells"
+
+
+def _faults_of_sampling(sampling: Sampling, info: TeacherInfo) -> Iterator[Problem]:
     allowed = {
         "max_new_tokens": (sampling.max_new_tokens >= 1, "1 or more"),
         "temperature": (sampling.temperature >= 0 and math.isfinite(sampling.temperature), "0 (greedy) or more"),
         "top_p": (0 < sampling.top_p <= 1, "above 0, up to 1 (off)"),
         "top_k": (sampling.top_k >= 0, "0 (off) or more"),
-        "logprobs": (0 <= sampling.logprobs <= vocab_size, f"0 (off) up to the vocabulary's {vocab_size:,}"),
+        "logprobs": (0 <= sampling.logprobs <= _most(info), f"0 (off), {_up_to(info)}"),
     }
     for name, (good, range_) in allowed.items():
         if not good:

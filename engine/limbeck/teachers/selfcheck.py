@@ -100,7 +100,9 @@ async def _scored(teacher: Teacher, ids: npt.NDArray[np.int32]) -> tuple[Signal,
     Asked together, so that the half is padded.
     """
     info = teacher.info()
-    want = Want(top_k=min(8, info.vocab_size), temperatures=(1.0,), target="target" in info.capabilities)
+    want = Want(
+        top_k=min(8, info.max_top_k or info.vocab_size), temperatures=(1.0,), target="target" in info.capabilities
+    )
     items = [ScoreItem(0, ids, 0, len(ids) - 1), ScoreItem(1, ids[: len(ids) // 2], 0, len(ids) // 2 - 1)]
     found: dict[int, Signal] = {}
     async with aclosing(teacher.score(items, want)) as answers:

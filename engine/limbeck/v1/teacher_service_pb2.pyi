@@ -33,7 +33,7 @@ class GetTeacherResponse(_message.Message):
     def __init__(self, teacher: _Optional[_Union[Teacher, _Mapping]] = ...) -> None: ...
 
 class Teacher(_message.Message):
-    __slots__ = ("name", "plugin", "state", "error", "vocab_size", "tokenizer_digest", "template_digest", "weights_digest", "max_length", "capabilities", "eos_ids", "bos_id", "temperatures", "tail_exact", "hidden_size", "num_layers", "parameters", "limits", "phase", "phase_seconds")
+    __slots__ = ("name", "plugin", "state", "error", "vocab_size", "tokenizer_digest", "template_digest", "weights_digest", "max_length", "capabilities", "eos_ids", "bos_id", "temperatures", "tail_exact", "hidden_size", "num_layers", "parameters", "limits", "phase", "phase_seconds", "max_top_k")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Teacher.State]
@@ -64,6 +64,7 @@ class Teacher(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOP_K_FIELD_NUMBER: _ClassVar[int]
     name: str
     plugin: str
     state: Teacher.State
@@ -84,7 +85,8 @@ class Teacher(_message.Message):
     limits: Limits
     phase: str
     phase_seconds: float
-    def __init__(self, name: _Optional[str] = ..., plugin: _Optional[str] = ..., state: _Optional[_Union[Teacher.State, str]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., max_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., eos_ids: _Optional[_Iterable[int]] = ..., bos_id: _Optional[int] = ..., temperatures: _Optional[_Iterable[float]] = ..., tail_exact: bool = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., phase: _Optional[str] = ..., phase_seconds: _Optional[float] = ...) -> None: ...
+    max_top_k: int
+    def __init__(self, name: _Optional[str] = ..., plugin: _Optional[str] = ..., state: _Optional[_Union[Teacher.State, str]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., vocab_size: _Optional[int] = ..., tokenizer_digest: _Optional[str] = ..., template_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., max_length: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., eos_ids: _Optional[_Iterable[int]] = ..., bos_id: _Optional[int] = ..., temperatures: _Optional[_Iterable[float]] = ..., tail_exact: bool = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., phase: _Optional[str] = ..., phase_seconds: _Optional[float] = ..., max_top_k: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("tokens_in_flight", "answer_bytes", "streams")

@@ -59,6 +59,7 @@ async def learn(wire: Wire, config: VllmServerConfig) -> Facts:
         eos_ids=tuple(sorted({*eos_ids(folder), *tokenizer.eos_ids})),
         bos_id=tokenizer.bos_id,
         temperatures=(1.0,),
+        max_top_k=None if most == vocab_size else most,
         tail_exact=False,
     )
     return Facts(served.model, info, most, wire.spare)

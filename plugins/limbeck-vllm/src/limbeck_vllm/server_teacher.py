@@ -72,15 +72,15 @@ class VllmServerTeacher:
 
     def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED, SERVER_UNAVAILABLE."""
-        check_score(self.info(), items, want)
         self._check_k(want.top_k)
+        check_score(self.info(), items, want)
         return self._answers(items, lambda wire, item: self._score(wire, item, want))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED, SERVER_UNAVAILABLE."""
+        self._check_k(sampling.logprobs)
         check_prompts(self.info(), prompts, sampling)
         check_sampling(sampling)
-        self._check_k(sampling.logprobs)
         return self._answers(prompts, lambda wire, prompt: self._write(wire, prompt, sampling))
 
     async def close(self) -> None:

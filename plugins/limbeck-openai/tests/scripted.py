@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if "status" in step:
             text = step.get("body", "")
-            self.whole(step["status"], text if isinstance(text, str) else json.dumps(text), step)
+            self.whole(step["status"], text if isinstance(text, str | bytes) else json.dumps(text), step)
             return
         good = answer_of(self.path, body, step)
         if body.get("stream"):
@@ -114,8 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
         record["paid"] = True
         self.whole(200, json.dumps(good), step)
 
-    def whole(self, status: int, text: str, step: dict[str, Any]) -> None:
-        raw = text.encode()
+    def whole(self, status: int, text: str | bytes, step: dict[str, Any]) -> None:
+        raw = text.encode() if isinstance(text, str) else text
         self.send_response(status)
         for name, value in {"content-type": "application/json", **step.get("headers", {})}.items():
             self.send_header(name, value() if callable(value) else value)

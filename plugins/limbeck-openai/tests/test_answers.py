@@ -1,5 +1,7 @@
 """What is read out of answers, by every api, whole and streamed."""
 
+import json
+
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
@@ -89,6 +91,7 @@ class TestEveryApi:
         ({"message": {"content": "half"}, "finish": "content_filter"}, "content_filter"),
         ({"message": {"content": None, "tool_calls": [{"id": "c"}]}, "finish": "tool_calls"}, "tool_calls"),
         ({"message": {"content": None, "tool_calls": [{"id": "c"}]}}, "tool_calls"),
+        ({"message": {"content": None, "function_call": {"name": "f"}}}, "tool_calls"),
         ({"finish": "recitation"}, "failed: finish_reason 'recitation'"),
     ],
 )
@@ -190,8 +193,33 @@ def test_bytes_of_the_old_completions_api(serve, make):
     assert [token.text for token in answer.tokens] == [b"\xf0\x9f", b"\x9c\x81", b" a"]
 
 
-def test_an_answer_without_usage_counts_as_the_most_that_it_may_be(serve, make):
-    teacher = make(serve({"usage": None}), price={"input": 0.0, "output": 1e6})
+def test_a_text_in_parts_is_put_together(serve, make):
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+    parts = [thought, {"type": "text", "text": "One "}, {"type": "text", "text": "two."}]
+    (answer,) = asked(make(serve({"message": {"content": parts}})))
+    assert (answer.text, answer.rejected) == ("One two.", None)
+
+
+def test_a_character_that_a_stream_cut_in_two_is_put_together(serve, make):
+    halves = [{"index": 0, "delta": {"content": half}} for half in ("a\ud83c", "\udf41b")]
+    halves[-1]["finish_reason"] = "stop"
+    body = "".join(f"data: {json.dumps({'model': 'small', 'choices': [half]})}\n\n" for half in halves)
+    server = serve({"status": 200, "body": body, "headers": {"content-type": "text/event-stream"}})
+    assert asked(make(server, stream=True))[0].text == "a🍁b"
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {"prompt_tokens": "3", "completion_tokens": "4"},
+        {"prompt_tokens": -1, "completion_tokens": 4},
+        {"prompt_tokens": 10**30, "completion_tokens": 4},
+    ],
+)
+def test_an_answer_without_a_usable_usage_counts_as_the_most_that_it_may_be(serve, make, usage):
+    teacher = make(serve({"usage": usage}), price={"input": 0.0, "output": 1e6})
     asked(teacher, 1, Sampling(max_new_tokens=9))
     usage = teacher.usage()
     assert (usage["unmetered"], usage["completion_tokens"], usage["cost"]) == (1, 9, 9.0)

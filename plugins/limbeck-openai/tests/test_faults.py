@@ -44,6 +44,11 @@ def error_of(teacher, count=1):
     return came, caught.value
 
 
+def whole_of(content):
+    """The body of a chat answer with so much JSON as its content."""
+    return f'{{"model": "small", "choices": [{{"message": {{"content": {content}}}, "finish_reason": "stop"}}]}}'
+
+
 def in_three_seconds():
     return formatdate(time.time() + 3, usegmt=True)
 
@@ -101,12 +106,26 @@ def test_the_whole_script_of_the_case(serve, make):
         {"status": 200, "body": '{"choices": ['},
         {"status": 200, "body": '{"choices": []}'},
         {"status": 200, "body": "[1]"},
-        {"status": 200, "body": "data: {oh\n\n", "headers": {"content-type": "text/event-stream"}},
-        {"status": 200, "body": "data: 7\n\n", "headers": {"content-type": "text/event-stream"}},
+        {"status": 200, "body": "7"},
+        {"status": 200, "body": "[" * 100_000},
+        {"status": 200, "body": whole_of('"caf\xe9"').encode("latin-1")},
+        {"status": 200, "body": whole_of(r'"half of a pair: \ud83d"')},
+        {"status": 200, "body": whole_of("7")},
+        *(
+            {"status": 200, "body": f"data: {event}\n\n", "headers": {"content-type": "text/event-stream"}}
+            for event in (
+                "{oh",
+                "7",
+                "[" * 100_000,
+                '{"choices": 7}',
+                '{"choices": [null]}',
+                '{"choices": [{"delta": 7}]}',
+            )
+        ),
         {"status": 200, "body": "", "headers": {"content-type": "text/event-stream"}},
         *({"status": status} for status in (408, 409, 500, 502, 503, 504, 529)),
     ],
-    ids=lambda step: json.dumps(step)[:40],
+    ids=lambda step: repr(step)[:60],
 )
 def test_a_passing_fault_is_asked_again_and_never_kept(serve, make, step, stream):
     server = serve(step)
@@ -206,13 +225,21 @@ def test_waiting_as_told_uses_up_no_try(serve, make):
     assert all(answer.rejected is None for answer in asked(make(server, tries=1), 3))
 
 
-def test_a_service_that_only_says_429_is_left_in_the_end(serve, make):
-    server = serve(*[{"status": 429, "headers": {"retry-after-ms": "10"}}] * 99)
-    came, error = error_of(make(server, tries=3), 5)
+@pytest.mark.parametrize("wait", ["0", "10"])
+def test_waits_that_were_told_too_short_are_borne_for_a_while(serve, make, wait):
+    server = serve(*[{"status": 429, "headers": {"retry-after-ms": wait}}] * 7)
+    assert all(answer.rejected is None for answer in asked(make(server, tries=1), 2))
+    assert len(server.asked) == 9
+
+
+def test_a_service_that_only_says_429_is_left_after_as_long_as_a_prompt_may_wait(serve, make):
+    server = serve(*[{"status": 429, "headers": {"retry-after-ms": "10"}}] * 999)
+    came, error = error_of(make(server, tries=3, timeout=0.1), 5)
     assert error.reason is Reason.SERVER_UNAVAILABLE
     assert "429" in str(error)
     assert not came
-    assert len(server.asked) == 4
+    assert server.asked[-1]["at"] - server.asked[0]["at"] >= 0.3
+    assert len(server.asked) >= 4
 
 
 def test_a_wait_of_hours_ends_the_run_with_when_to_go_on(serve, make):

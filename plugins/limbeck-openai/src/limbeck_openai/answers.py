@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,27 +67,35 @@ class Answer:
         return cls(**value, usage=Usage(*usage) if usage else None, tokens=read)
 
 
-def read_answer(request: Request, raw: str, key: Key) -> Answer:
-    """The answer in the body of a 200. Raises Fault where it is none."""
+@contextmanager
+def reading(sent: Any, key: Key) -> Iterator[None]:
+    """Within, `sent` (bytes or JSON) is read. Raises Fault with its first bytes where it has another shape than told.
+
+    Half of a surrogate pair is none of Unicode's characters, and no text.
+    """
     try:
-        value = json.loads(raw)
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-    except ValueError:
-        raise Fault("failed", f"not an answer: {shown(key.hide(raw))}", paid=True) from None
-    return read_value(request, value, key)
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        text = sent.decode("utf-8", "replace") if isinstance(sent, bytes) else json.dumps(sent, ensure_ascii=False)
+        raise Fault("failed", f"not an answer: {shown(key.hide(text))}", paid=True) from None
+
+
+def read_answer(request: Request, raw: bytes, key: Key) -> Answer:
+    """The answer in the body of a 200. Raises Fault where it is none."""
+    with reading(raw, key):
+        return read_value(request, json.loads(raw), key)
 
 
 def read_value(request: Request, value: dict[str, Any], key: Key) -> Answer:
-    """The answer in a JSON object. Raises Fault: an error inside, no end, no log-probabilities though asked."""
+    """The answer in a JSON object.
+
+    Raises Fault: an error inside, no end, no log-probabilities though asked; and any error of a value of another shape.
+    """
     value = key.hide_in(value)
     if value.get("error"):
         raise of_error_event(value["error"], key)
-    try:
-        reader = {"chat": _chat, "completions": _completion, "responses": _response}[request.api]
-        text, reasoning, finish, reason, tokens = reader(value)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise Fault("failed", f"not an answer: {shown(json.dumps(value, ensure_ascii=False))}", paid=True) from None
+    reader = {"chat": _chat, "completions": _completion, "responses": _response}[request.api]
+    text, reasoning, finish, reason, tokens = reader(value)
     usage = read_usage(value)
     if finish in _NOT_DONE:
         raise Fault("failed", f"broken off: finish_reason {finish!r}", paid=True, usage=usage)
@@ -129,11 +138,18 @@ def _chat(value: Mapping[str, Any]) -> _Read:
     reason = None
     if message.get("refusal"):
         reason = "refused"
-    elif message.get("tool_calls") and finish != "content_filter":
+    elif (message.get("tool_calls") or message.get("function_call")) and finish != "content_filter":
         reason = "tool_calls"
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning"))
     listed = (choice.get("logprobs") or {}).get("content")
-    return _text(message.get("content")), reasoning, finish, reason, _tokens(listed)
+    return _content(message.get("content")), reasoning, finish, reason, _tokens(listed)
+
+
+def _content(content: Any) -> str:
+    """A message's text; some services give it in parts."""
+    if content is None or isinstance(content, str):
+        return _text(content)
+    return _text("".join(part["text"] for part in content if part["type"] == "text"))
 
 
 def _completion(value: Mapping[str, Any]) -> _Read:
@@ -169,11 +185,12 @@ def _response(value: Mapping[str, Any]) -> _Read:
     if value["status"] == "incomplete":
         why = (value.get("incomplete_details") or {}).get("reason")
         finish = {"max_output_tokens": "length", "content_filter": "content_filter"}.get(str(why), str(why))
-    return "".join(texts), "\n".join(reasoning), finish, reason, tokens or None
+    return _text("".join(texts)), _text("\n".join(reasoning)), finish, reason, tokens or None
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """A text, "" for anything else. Surrogates that parts of a stream told apart are put together."""
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le") if isinstance(value, str) else ""
 
 
 def _tokens(listed: Any) -> list[TextToken] | None:
@@ -228,11 +245,12 @@ def read_usage(value: Mapping[str, Any]) -> Usage | None:
     if not isinstance(told, dict):
         return None
     found = [told.get(new, told.get(old)) for new, old in _USAGE]
-    if not all(type(number) is int and number >= 0 for number in found):
+    if not all(type(number) is int and 0 <= number < _TOO_MANY for number in found):
         return None
     return Usage(*found)  # type: ignore[arg-type]  # checked right above
 
 
+_TOO_MANY = 1 << 40  # no call reads or writes so many tokens
 _USAGE = (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
 
 
@@ -256,6 +274,10 @@ class Parts:
 
     def add(self, part: Mapping[str, Any]) -> None:
         """One event's JSON. Raises Fault for an error among them."""
+        with reading(part, self._key):
+            self._add(part)
+
+    def _add(self, part: Mapping[str, Any]) -> None:
         if part.get("error"):
             raise of_error_event(part["error"], self._key)
         if self._request.api == "responses":
@@ -270,7 +292,7 @@ class Parts:
             for name in ("content", "refusal", "reasoning_content", "reasoning", "text"):
                 if isinstance(delta.get(name), str):
                     self._texts.setdefault(name, []).append(delta[name])
-            self._calls |= bool(delta.get("tool_calls"))
+            self._calls |= bool(delta.get("tool_calls") or delta.get("function_call"))
             for name, listed in (choice.get("logprobs") or {}).items():
                 self._logprobs.setdefault(name, []).extend(listed or [])
             self._finish = choice.get("finish_reason") or self._finish
@@ -286,10 +308,15 @@ class Parts:
 
     def answer(self) -> Answer:
         """The answer. Raises Fault where the stream was cut: its end never came."""
+        whole = self._end()
+        with reading(whole, self._key):
+            return read_value(self._request, whole, self._key)
+
+    def _end(self) -> dict[str, Any]:
         if self._request.api == "responses":
             if self._final is None:
                 raise Fault("failed", "the stream was cut: no end came", paid=True)
-            return read_value(self._request, self._final, self._key)
+            return self._final
         if not self._begun or self._finish is None:
             raise Fault("failed", "the stream was cut: no finish_reason came", paid=True)
         joined: dict[str, Any] = {name: "".join(parts) for name, parts in self._texts.items()}
@@ -298,4 +325,4 @@ class Parts:
             choice["message"] = {**joined, "tool_calls": self._calls}
         else:
             choice["text"] = joined.get("text", "")
-        return read_value(self._request, {**self._whole, "choices": [choice]}, self._key)
+        return {**self._whole, "choices": [choice]}

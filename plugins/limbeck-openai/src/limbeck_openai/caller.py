@@ -59,7 +59,7 @@ class Caller:
             async with asyncio.timeout(self._config.timeout):
                 raw = await self._send(request, stream=False)
             self._gate.heard(raw.headers)
-            return self._checked(read_answer(request, raw.http_response.text, self._key))
+            return self._checked(read_answer(request, raw.http_response.content, self._key))
         except (TimeoutError, openai.APITimeoutError):
             raise Fault("failed", silence, paid=True, pause=False) from None
         except openai.APIStatusError as error:
@@ -95,7 +95,7 @@ class Caller:
         if not raw.headers.get("content-type", "").startswith("text/event-stream"):  # it takes no notice of `stream`
             async with asyncio.timeout(self._config.timeout):
                 whole = await raw.http_response.aread()
-            return read_answer(request, whole.decode("utf-8", "replace"), self._key)
+            return read_answer(request, whole, self._key)
         parts = Parts(request, self._key)
         stream = raw.parse()
         try:
@@ -104,11 +104,9 @@ class Caller:
                     part = await anext(stream, None)
                 if part is None:
                     return parts.answer()
-                if not isinstance(part, openai.BaseModel):
-                    raise ValueError(f"an event {part!r}")
-                parts.add(part.to_dict(mode="json"))
+                parts.add(part.to_dict(mode="json", warnings=False) if isinstance(part, openai.BaseModel) else part)
                 self._of_model(parts.model)
-        except ValueError as error:  # bad JSON, bad UTF-8
+        except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8
             raise Fault("failed", f"not an answer: {shown(self._key.hide(str(error)))}", paid=True) from None
         finally:
             await stream.close()

@@ -133,10 +133,12 @@ class Desk:
 
     def _limited(self, fault: Fault, began: float) -> None:
         self._wait_as_told(fault, began)
-        if self.gate.refusals > self.config.tries:
+        longest = self.config.timeout * self.config.tries
+        if self.gate.refusals > self.config.tries and self.gate.refused_for >= longest:
+            rounds = f"{counted(self.gate.refusals, 'rounds')} of them met 429 within {self.gate.refused_for:,.0f} s"
             raise LimbeckError(
                 Reason.SERVER_UNAVAILABLE,
-                f"{self.config.base_url} takes no calls: {counted(self.gate.refusals, 'rounds')} of them met 429.",
+                f"{self.config.base_url} takes no calls: {rounds}, and none was answered.",
                 [Problem(fault.words, hint="lower concurrency; the same command goes on later")],
             )
 

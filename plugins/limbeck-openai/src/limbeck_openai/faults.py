@@ -48,7 +48,7 @@ class Fault(Exception):
 
 def shown(raw: bytes | str) -> str:
     """The first bytes of what a service sent, in one line."""
-    text = raw.encode() if isinstance(raw, str) else raw
+    text = raw.encode("utf-8", "backslashreplace") if isinstance(raw, str) else raw
     return " ".join(text[:SHOWN].decode("utf-8", "replace").split())
 
 

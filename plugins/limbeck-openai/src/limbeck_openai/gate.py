@@ -79,7 +79,8 @@ class _Left:
 class Gate:
     """Shut while the service wants quiet. All times are those of the event loop.
 
-    `refusals`: rounds of 429 since the last answer; calls that were under way together are one round.
+    `refusals`: rounds of 429 since the last answer; calls that were under way together are one round. `refused_for`:
+    seconds from the first of them to the last.
     """
 
     def __init__(self, tally: Tally) -> None:
@@ -87,7 +88,12 @@ class Gate:
         self._until = 0.0
         self._left: dict[str, _Left] = {}
         self.refusals = 0
-        self._shut_at = -math.inf
+        self._first_at = self._shut_at = -math.inf
+
+    @property
+    def refused_for(self) -> float:
+        """See the class."""
+        return self._shut_at - self._first_at if self.refusals else 0.0
 
     async def passed(self, tokens: int, going: Callable[[], bool]) -> None:
         """Return when a call of so many tokens may go out. Raises Stopped."""
@@ -120,12 +126,19 @@ class Gate:
                 self._left[name] = _Left(float(amount), now + reset)
 
     def refused(self, began: float, wait: float | None) -> None:
-        """A call that began at `began` was told 429, and to wait so many seconds, or just to wait."""
+        """A call that began at `began` was told 429, and to wait so many seconds, or just to wait.
+
+        Where a wait as told did not help, the next one is no shorter than without a word.
+        """
         now = asyncio.get_running_loop().time()
         if began >= self._shut_at:  # not one of those that were already under way at the last refusal
             self.refusals += 1
             self._shut_at = now
-        self._shut(now, now + (pause(self.refusals) if wait is None else wait))
+            if self.refusals == 1:
+                self._first_at = now
+        if wait is None or self.refusals > 1:
+            wait = max(wait or 0.0, pause(self.refusals))
+        self._shut(now, now + wait)
 
     def answered(self) -> None:
         """A call was answered."""

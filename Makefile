@@ -44,6 +44,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(wildcard plugins/*/src)
 	$(BIN)/lint-imports
 
 picture: docs/screenshot.sh

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -460,6 +461,17 @@ def test_requests_of_all_calls_together_stay_within_the_bound(script):
     one, other = ask(both())
     assert set(one) == set(other) == set(range(8))
     assert 2 <= script.peak <= 3
+
+
+def test_calls_of_several_threads_that_are_the_first_stay_within_it_too(script):
+    on_score(script, lambda n, body: time.sleep(0.02))
+    asked = teacher(script, concurrency=2)
+    items = [item(name) for name in range(6)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: ask(scores(asked, items, WANT)), range(4)))
+    assert all(set(one) == set(range(6)) for one in found)
+    assert script.peak <= 2
+    assert [path for path, _ in script.asked].count("/v1/models") == 1
 
 
 def test_closing_a_call_asks_nothing_more(script):

@@ -77,11 +77,16 @@ class TestWithVllm:
         [
             ("enforce_eager: 1", "enforce_eager must be true or false, not 1"),
             ("gpu_memory_utilization: most", "gpu_memory_utilization must be a number, not 'most'"),
+            (
+                "distributed_executor_backend: some.module.Executor",
+                "distributed_executor_backend must be one of vLLM's own (mp, ray, uni, …): 'some.module.Executor' "
+                "would run code that a recipe names",
+            ),
             ("max_model_len: -1", "max_model_len must be a whole number of at least 2, not -1"),
         ],
     )
     def test_a_value_of_the_wrong_kind_is_told(self, tmp_path: Path, text: str, message: str) -> None:
-        known_settings()["max_model_len"] = "int"
+        known_settings().update(max_model_len="int", distributed_executor_backend="Any")
         assert problem_of(tmp_path, text)[1] == message
 
     def test_what_vllm_takes_is_taken(self) -> None:

@@ -43,7 +43,9 @@ def test_what_the_engine_raised_itself_is_told_without_pydantics_frame() -> None
 
 
 def test_an_engine_that_ended_without_a_word_is_told_too() -> None:
-    assert "want of memory" in reason_of(LOG[:1])
+    words = reason_of(LOG[:1])
+    assert "want of memory" in words
+    assert lacks_memory(words)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
 def start_of(config: VllmConfig, folder: Path) -> Start:
     """How the engine is started. Raises MODEL_INVALID."""
     arguments: dict[str, Any] = {
-        "skip_tokenizer_init": True,  # ids are sent
         "disable_log_stats": True,
         **config.engine,
+        "skip_tokenizer_init": True,  # ids are sent
         "model": str(folder),
         "dtype": config.dtype,
         "max_model_len": max_model_len(config, folder),

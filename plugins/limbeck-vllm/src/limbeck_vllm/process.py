@@ -23,6 +23,8 @@ Heard = Answer | Refused | LimbeckError
 KEPT = 500  # lines of what it prints
 LEAVE = 10.0  # seconds that it may take to end itself
 DRAIN = 2.0  # seconds for the last of what it prints
+AT_START = "`gpu_memory_utilization`, `max_model_len`, on a CPU `kv_cache_memory_bytes`"
+AT_WORK = "`max_num_batched_tokens` (a step has so many rows of the whole vocabulary), `gpu_memory_utilization`"
 
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -173,13 +175,14 @@ class EngineProcess:
     def _why(self, started: bool) -> LimbeckError:
         if self._ending:
             return LimbeckError(Reason.TEACHER_UNAVAILABLE, problems=[Problem("the engine was ended")])
-        words = reason_of(self._lines, self._last_words)
+        words = reason_of(list(self._lines), self._last_words)
         hint = "" if self._shown else f"{SHOWN}=INFO in the environment shows all that vLLM prints"
+        if lacks_memory(words):
+            settings = AT_WORK if started else AT_START
+            hint = "; ".join(filter(None, [f"see {settings} of vLLM's settings", hint]))
         if started:
             problem = Problem(f"vLLM's engine ended while it worked: {words}", hint=hint or None)
             return LimbeckError(Reason.TEACHER_UNAVAILABLE, problems=[problem])
-        if lacks_memory(words):
-            hint = "; ".join(filter(None, ["see `gpu_memory_utilization`, `max_model_len` of vLLM's settings", hint]))
         model = bool(self._last_words) and not lacks_memory(words)
         reason = Reason.MODEL_INVALID if model else Reason.TEACHER_UNAVAILABLE
         problem = Problem(f"vLLM's engine does not start: {words}", field="teacher", hint=hint or None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -32,6 +33,7 @@ class VllmServerTeacher:
 
     def __init__(self, config: VllmServerConfig) -> None:
         self.config = config
+        self._asking = threading.Lock()
 
     @cached_property
     def _kind(self) -> Callable[[VllmServerConfig], Wire]:
@@ -68,7 +70,8 @@ class VllmServerTeacher:
 
         Raises SERVER_UNAVAILABLE, TEACHER_REFUSED, TOKENIZER_MISMATCH, MODEL_INVALID, EXTRA_MISSING.
         """
-        return self._facts.info
+        with self._asking:
+            return self._facts.info
 
     def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED, SERVER_UNAVAILABLE."""
@@ -91,7 +94,9 @@ class VllmServerTeacher:
     def _answers(
         self, things: Sequence[Thing], ask: Callable[[Wire, Thing], Coroutine[Any, Any, T]]
     ) -> AsyncGenerator[T, None]:
-        return from_any_loop(Answers([partial(ask, self._wire, thing) for thing in things], self.config.concurrency))
+        with self._asking:  # all calls of all threads share one, and with it the bound
+            wire = self._wire
+        return from_any_loop(Answers([partial(ask, wire, thing) for thing in things], self.config.concurrency))
 
     def _check_k(self, k: int) -> None:
         most = self._facts.most

@@ -26,6 +26,7 @@ REFUSED = {
     "default_mm_loras": "write `lora: PATH` above",
     "tokenizer": "token ids are sent, no text",
     "tokenizer_mode": "token ids are sent, no text",
+    "skip_tokenizer_init": "token ids are sent, no text",
     "model_weights": "the weights are those of `model`, whose digest is told",
     "hf_config_path": "the config is that of `model`",
     "runner": "a teacher generates",
@@ -34,6 +35,7 @@ REFUSED = {
     "max_logprobs": "the recipe's largest top_k decides",
     "generation_config": "every sampling field is sent with each request",
     "override_generation_config": "every sampling field is sent with each request",
+    "watermark_config": "texts are drawn from the model's own probabilities",
     "kv_sharing_fast_prefill": "vLLM computes wrong log-probabilities of prompts with it",
     "trust_remote_code": "only the operator can, by LIMBECK_TRUST_REMOTE_CODE=1",
     "revision": _FOLDER,
@@ -47,6 +49,10 @@ REFUSED = {
     "model_class_overrides": _CODE,
     "io_processor_plugin": _CODE,
     "reasoning_parser_plugin": _CODE,
+    "structured_outputs_config": _CODE,
+    "log_config_file": _CODE,  # Python's logging calls what such a file names
+    "logging_config": _CODE,
+    "ec_manager_config": _CODE,
     "kv_transfer_config": _CODE,
     "ec_transfer_config": _CODE,
 }
@@ -87,7 +93,9 @@ def check_name(name: str) -> str:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raise ValueError where vLLM wants a plain number, text or truth value, and this is another."""
+    """Raise ValueError for a value of another kind than the plain one that vLLM wants, and for one that names code."""
+    if name == "distributed_executor_backend" and "." in str(value):
+        raise ValueError(f"{name} must be one of vLLM's own (mp, ray, uni, …): {value!r} {_CODE}")
     wanted = set(known_settings().get(name, "Any").split(" | "))
     if not wanted <= PLAIN.keys():
         return

@@ -15,7 +15,9 @@ _RAISED = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interr
 _SAYS_NOTHING = re.compile(
     r"root cause|WorkerProc initialization failed|Engine core initialization failed|cancelled|EngineDeadError", re.I
 )
-_MEMORY = re.compile(r"out of memory|OutOfMemory|MemoryError|cannot allocate|free memory|available memory", re.I)
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|MemoryError|cannot allocate|free memory|available memory|want of memory", re.I
+)
 
 
 def phase_of(line: str) -> str | None:

@@ -193,6 +193,9 @@ def test_an_api_whose_tokens_are_others_is_refused_at_the_gate(tmp_path: Path, t
         play(recipe, registry(lambda config: teacher))
     assert caught.value.reason is Reason.GENERATION_FAILED
     assert len(teacher.asked) == 4
+    recipe = write_recipe(tmp_path, tiny_student, '[{"plugin": "cross_entropy"}]', smoke_rows=4)  # as it is told to do
+    play(recipe, registry(lambda config: teacher), "generate")
+    assert sorted(teacher.asked) == sorted(set(teacher.asked))
 
 
 def test_without_a_gate_the_label_stage_refuses_it(tmp_path: Path, tiny_student: Path) -> None:

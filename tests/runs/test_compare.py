@@ -231,6 +231,17 @@ def test_a_worse_teacher_is_told_as_worse(contest: Path) -> None:
 # -------------------------------------------------------------------------------------------------- teachers of text
 
 
+def test_of_one_row_nothing_is_certain_and_the_difference_has_its_sign(contest: Path) -> None:
+    found = run(write(contest, ["fair", "raw"], student="{model: good}"), rows=1)
+    assert "only 1 row: it has no intervals" in found.warnings
+    told = {text.partition(" does")[0]: text for text in found.warnings if "does not beat" in text}
+    assert set(told) == {"fair", "raw"}
+    for text in told.values():
+        assert "; it is worse by " in text
+        assert "−" not in text
+        assert text.endswith(", which may be chance")
+
+
 def scripted(recipe: Path, wrong: int = 0, **more: Any) -> ScriptedTextTeacher:
     """Answers right, but for the first ones."""
     right = [question.reference or "" for question in asked(recipe)]

@@ -45,3 +45,24 @@ def test_attempts_add_up_and_the_rest_is_expected_to_cost_as_much(tmp_path: Path
     assert usage["usage"]["cost"] == pytest.approx(5 * ONE)
     assert (usage["teacher"], usage["model"], usage["currency"]) == ("scripted", "script-1", "USD")
     assert spending.text == "5 calls, 50 tokens read, 25 written, $0.00010"
+
+
+def test_answers_that_an_attempt_kept_and_did_not_count_are_counted_by_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "usage.json"
+    kept: list[tuple[int, int]] = []
+    with EventLog(tmp_path / "events.jsonl", "r") as log:
+        first = ScriptedTextTeacher("a")
+        spending = Spending(log, first, file, kept)
+        asked(first, 1)
+        kept.append((10, 5))
+        spending.tell(left=3)
+        kept += [(10, 5), (10, 5)]  # and then it was killed
+        second = ScriptedTextTeacher("a")
+        spending = Spending(log, second, file, kept)
+        asked(second, 1)
+        kept.append((10, 5))
+        spending.tell(left=0)
+        assert spending.text == "4 calls, 40 tokens read, 20 written, $0.000080"
+        assert Spending(log, ScriptedTextTeacher("a"), file, kept).text == spending.text
+        unpriced = Spending(log, ScriptedTextTeacher("a", price=None), tmp_path / "other.json", kept)
+        assert unpriced.text == "4 calls, 40 tokens read, 20 written"

@@ -91,6 +91,18 @@ def test_an_error_keeps_what_came_before_it(tmp_path):
     assert teacher.asked == [2, 1, 0]
 
 
+def test_an_answer_with_more_likeliest_tokens_serves_where_fewer_are_asked(tmp_path):
+    prompt, path = TextPrompt(0, "x"), tmp_path / "a.jsonl"
+    with Answers(path) as answers:
+        answers.add(prompt, Sampling(logprobs=5), TextCompletion(0, "a", "stop", lineage={"prompt_tokens": 3}))
+    with Answers(path) as answers:
+        assert all(answers.get(prompt, Sampling(logprobs=k)) for k in (0, 4, 5))
+        assert answers.get(prompt, Sampling(logprobs=6)) is None
+        answers.add(prompt, Sampling(logprobs=6), TextCompletion(0, "b", "stop"))
+        assert {answers.get(prompt, Sampling(logprobs=k)).text for k in (0, 5, 6)} == {"b"}
+        assert list(answers.tokens) == [(3, 0), (0, 0)]
+
+
 def test_kept_answers_come_back_with_everything(tmp_path):
     tokens = (TextToken(b"\xc3", -0.5, ((b"\xc3", -0.5), (b" a", -1.5))), TextToken(b"\xa9", 0.0, ()))
     answer = TextCompletion(0, "é", "length", None, tokens, {"model": "m", "prompt_tokens": 3})

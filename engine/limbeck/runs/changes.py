@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,17 @@ def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, s
         longer = [[*values, *[ABSENT] * (count - len(values))] for values in (before, now)]
         pairs = [(f"{name}[{i}]", longer[0][i], longer[1][i]) for i in range(count)]
     else:
-        return [] if before == now else [(name, str(before), str(now))]
+        return [] if before == now else [(name, *_shown(before, now))]
     return [found for field, old, new in pairs for found in differences(old, new, field)]
+
+
+def _shown(before: Any, now: Any) -> tuple[str, str]:
+    """Two values in a line; of texts of many lines, the first line that differs."""
+    old, new = str(before), str(now)
+    for one, other in zip_longest(old.splitlines(), new.splitlines(), fillvalue=ABSENT):
+        if one != other:
+            return one, other
+    return old, new
 
 
 def _relative(value: Any, recipe_folder: Path) -> Any:

@@ -215,7 +215,7 @@ def _give_model(writer: _Writer, stack: ExitStack) -> None:
         answers = stack.enter_context(Answers(folder / "answers.jsonl", again=writer.done == 0))
         _tell_mended(run, answers.repaired)
         logprobs = said_logprobs(run.recipe, text)
-        spending = writer.spending = Spending(run.log, run.desk.text_teacher, folder / "usage.json")
+        spending = writer.spending = Spending(run.log, run.desk.text_teacher, folder / "usage.json", answers.tokens)
         model = ApiText(run.desk.text_teacher, answers, tokenizer, logprobs)
         writer.model = SmokeGate(model, generator, run.recipe.data, tokenizer, lambda: spending.text, logprobs)
     if logprobs:

@@ -203,8 +203,10 @@ class _Check:
         with told_as_fault(bound):
             generator: Generator = bound.make()
             if generator.needs_teacher and self.recipe.teacher is None:
+                names = list(self.recipe.candidates)
+                hint = f"pick one of teachers, e.g. teacher: {names[0]}" if names else "add teacher:"
                 self.found.refuse(
-                    Reason.CAPABILITY_MISSING, "this generator needs a teacher", field=bound.field, hint="add teacher:"
+                    Reason.CAPABILITY_MISSING, "this generator needs a teacher", field=bound.field, hint=hint
                 )
             elif generator.needs_teacher and self.info is not None and not can:
                 message = f"teacher {self.info.name} cannot write text"

@@ -286,7 +286,15 @@ def _worse(one: Difference) -> str:
     text += f"{short(one.of_second)} {NAMES[one.figure]} on {counted(one.rows, 'rows')}"
     if worse or one.value == 0:
         return text
-    return f"{text}; it is better by {short(one.value)}{between(one.interval)}, which may be chance"
+    how = "better" if one.value > 0 else "worse"
+    return f"{text}; it is {how} by {short(abs(one.value))}{_of_size(one)}, which may be chance"
+
+
+def _of_size(one: Difference) -> str:
+    """The interval of a difference that is told without its sign."""
+    if one.interval is None or one.value > 0:
+        return between(one.interval)
+    return between((-one.interval[1], -one.interval[0]))
 
 
 def _doubts(contest: Contest, wanted: dict[int, str], sheets: Sequence[_Sheet], figure: Figure | None) -> list[str]:
@@ -294,7 +302,8 @@ def _doubts(contest: Contest, wanted: dict[int, str], sheets: Sequence[_Sheet], 
     if not wanted:
         found.append("no row has a reference answer")
     if figure is not None and len(contest.asked) < FEW_ROWS:
-        found.append(f"only {counted(len(contest.asked), 'rows')}: the intervals are rough")
+        doubt = "the intervals are rough" if len(contest.asked) > 1 else "it has no intervals"
+        found.append(f"only {counted(len(contest.asked), 'rows')}: {doubt}")
     known = {sheet.name: sheet for sheet in sheets if sheet.outcome is not None}
     mute = [name for name, sheet in known.items() if sheet.kind == "teacher" and not sheet.rows("bits_per_byte")]
     if figure == "f1" and mute and len(mute) < sum(sheet.kind == "teacher" for sheet in known.values()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from limbeck.v1.event_pb2 import Metrics
 
 
 class Spending:
-    """Adds what a teacher counts to what earlier attempts counted, and tells of it."""
+    """Adds what a teacher counts to what earlier attempts counted, and tells of it.
 
-    def __init__(self, log: EventLog, teacher: TextTeacher, file: Path) -> None:
-        self._log, self._teacher, self._file = log, teacher, file
+    `tokens`: of the answers that are on disk, see :attr:`limbeck.teachers.answers.Answers.tokens`; it grows. Those that
+    an attempt kept after it wrote its count for the last time, before it was killed, are counted by these.
+    """
+
+    def __init__(self, log: EventLog, teacher: TextTeacher, file: Path, tokens: Sequence[tuple[int, int]] = ()) -> None:
+        self._log, self._teacher, self._file, self._tokens = log, teacher, file, tokens
         before: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        self._before: dict[str, float] = before.get("usage", {})
+        self._before = _with_uncounted(before.get("usage", {}), tokens[before.get("answers", 0) :], teacher)
         self._at_first = dict(teacher.usage())
         self._told: dict[str, float] = {}
         self._told_at = time.monotonic()
@@ -45,6 +49,7 @@ class Spending:
 
         Raises DISK_FULL.
         """
+        counted = len(self._tokens)  # first: an answer that comes meanwhile is in the usage already
         usage, info = self._all(), self._teacher.info()
         values = figures_of(usage, info.currency)
         answer = _cost_of_one(self._fresh()) or _cost_of_one(self._before)
@@ -54,7 +59,8 @@ class Spending:
         if values == self._told:
             return
         self._told = values
-        write_json(self._file, {"teacher": info.name, "model": info.model, "currency": info.currency, "usage": usage})
+        told = {"teacher": info.name, "model": info.model, "currency": info.currency}
+        write_json(self._file, {**told, "usage": usage, "answers": counted})
         self._log.emit(Metrics(values=values))
 
     def _fresh(self) -> dict[str, float]:
@@ -64,6 +70,19 @@ class Spending:
         fresh = self._fresh()
         names = dict.fromkeys([*self._before, *fresh])
         return {name: self._before.get(name, 0) + fresh.get(name, 0) for name in names}
+
+
+def _with_uncounted(
+    usage: Mapping[str, float], answers: Sequence[tuple[int, int]], teacher: TextTeacher
+) -> dict[str, float]:
+    """The usage with a call for each answer whose tokens, read and written, it does not count yet."""
+    if not answers:
+        return dict(usage)
+    read, written = (sum(counts) for counts in zip(*answers, strict=True))
+    more: dict[str, float] = {"calls": len(answers), "prompt_tokens": read, "completion_tokens": written}
+    if (price := teacher.info().price) is not None:
+        more["cost"] = (price[0] * read + price[1] * written) / 1e6
+    return {name: usage.get(name, 0) + more.get(name, 0) for name in dict.fromkeys([*usage, *more])}
 
 
 def _cost_of_one(usage: Mapping[str, float]) -> float | None:

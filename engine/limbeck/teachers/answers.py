@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -23,16 +24,23 @@ class Answers:
     def __init__(self, path: Path, *, again: bool = False) -> None:
         self._path, self._log = path, AppendLog(path)
         self.repaired = self._log.repaired
-        self._places: dict[str, int] = {}  # of the lines: answers with tokens are large
+        self._places: dict[str, tuple[int, int]] = {}  # of the lines: answers with tokens are large
+        self._tokens: list[tuple[int, int]] = []
         for place, line in placed_json_lines(path):
-            self._places[str(line["key"])] = place
+            self._tokens.append(_counts(line["lineage"]))
+            self._places[str(line["key"])] = (int(line.get("logprobs", 0)), place)
             if again and str(line["rejected"]).startswith("failed"):
                 del self._places[line["key"]]
 
+    @property
+    def tokens(self) -> Sequence[tuple[int, int]]:
+        """Tokens read and written for each answer that was kept, in order, 0 where nobody said."""
+        return self._tokens
+
     def get(self, prompt: TextPrompt, sampling: Sampling) -> TextCompletion | None:
-        """The answer to this very question, None where it was not given yet."""
-        place = self._places.get(_key(prompt, sampling))
-        if place is None:
+        """The answer to this question, None where it was not given yet, or without all likeliest tokens asked now."""
+        told, place = self._places.get(_key(prompt, sampling), (-1, 0))
+        if told < sampling.logprobs:
             return None
         with self._path.open("rb") as file:
             file.seek(place)
@@ -41,8 +49,9 @@ class Answers:
     def add(self, prompt: TextPrompt, sampling: Sampling, answer: TextCompletion) -> None:
         """Keep an answer; it is on disk when this returns. Raises DISK_FULL."""
         key, place = _key(prompt, sampling), self._path.stat().st_size
-        self._log.append({"key": key, **_line(answer)})
-        self._places[key] = place
+        self._log.append({"key": key, "logprobs": sampling.logprobs, **_line(answer)})
+        self._places[key] = (sampling.logprobs, place)
+        self._tokens.append(_counts(answer.lineage))
 
     def __enter__(self) -> Answers:
         return self
@@ -55,7 +64,12 @@ class Answers:
 
 def _key(prompt: TextPrompt, sampling: Sampling) -> str:
     draw = [sampling.seed, prompt.item_id] if sampling.temperature else []  # a greedy text is no draw
-    return digest([prompt.prompt, {**asdict(sampling), "seed": None}, draw])
+    return digest([prompt.prompt, {**asdict(sampling), "seed": None, "logprobs": None}, draw])
+
+
+def _counts(lineage: Mapping[str, Any]) -> tuple[int, int]:
+    read, written = (lineage.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return int(read or 0), int(written or 0)
 
 
 def _line(answer: TextCompletion) -> dict[str, Any]:

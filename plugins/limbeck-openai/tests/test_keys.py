@@ -115,6 +115,16 @@ def test_what_editors_put_around_a_key_is_taken_off(serve, make, monkeypatch, va
     assert all(f"Bearer {KEY}" in record["headers"].values() for record in server.asked)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_key_in_the_headers_of_the_environment_is_not_sent(serve, make, monkeypatch, named):
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer of-another-service")
+    monkeypatch.setenv("MY_KEY", KEY)
+    server = serve()
+    ask(answers(make(server, key_env="MY_KEY" if named else None), PROMPTS))
+    sent = {record["headers"].get("authorization", record["headers"].get("Authorization")) for record in server.asked}
+    assert sent == {f"Bearer {KEY}" if named else None}
+
+
 def test_another_key_asks_nothing_again(serve, make, monkeypatch):
     server = serve()
     infos = set()

@@ -34,7 +34,8 @@ class Caller:
     def __init__(self, config: OpenAIConfig, key: Key, gate: Gate) -> None:
         self._config, self._key, self._gate = config, key, gate
         key.hide_in_logs()
-        self._headers: dict[str, Any] = {} if key.value else {"Authorization": openai.Omit()}
+        # given with each call, as OPENAI_CUSTOM_HEADERS in the environment may name another
+        self._headers: dict[str, Any] = {"Authorization": f"Bearer {key.value}" if key.value else openai.Omit()}
         self._client = openai.AsyncOpenAI(
             api_key=key.value,
             admin_api_key="",

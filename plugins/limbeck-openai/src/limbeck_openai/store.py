@@ -159,11 +159,6 @@ class Store:
                 row = (request.key, asked, text, hashlib.sha256(text.encode()).hexdigest(), time.time())
                 self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", row)
 
-    def spent(self, currency: str) -> Spent:
-        """What all calls of the folder cost, those under way at the most they may cost."""
-        with self._errors():
-            return self._spent(currency)
-
     def _spent(self, currency: str) -> Spent:
         (tokens,) = self._db.execute("SELECT coalesce(sum(tokens), 0) FROM spent").fetchone()
         row = self._db.execute("SELECT money FROM spent WHERE currency = ?", (currency,)).fetchone()

@@ -150,7 +150,8 @@ def script(monkeypatch):
 
 
 def teacher(script, **more):
-    made = VllmServerTeacher(VllmServerConfig(address=script.address, tokenizer=str(TOKENIZER), **more))
+    more = {"address": script.address, "tokenizer": str(TOKENIZER)} | more
+    made = VllmServerTeacher(VllmServerConfig(**more))
     script.teachers.append(made)
     return made
 
@@ -359,6 +360,13 @@ def test_nobody_there_is_told_at_once_with_what_to_do():
     words = fails(lonely.info, Reason.SERVER_UNAVAILABLE)
     assert address in words
     assert "vllm serve" in words
+
+
+def test_a_connection_that_cannot_be_made_safe_is_told(script):
+    asked = teacher(script, address=script.address.replace("http:", "https:"))
+    message = fails(asked.info, Reason.SERVER_UNAVAILABLE)
+    assert "SSL" in message
+    assert "SSL_CERT_FILE" in message
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Read = Callable[[AsyncIterator[bytes]], Awaitable[T]]
 
 PASSING = (408, 425, 429)  # and all from 500 on
+TLS = "see that it speaks https there; SSL_CERT_FILE in the environment names the authorities to trust"
 MOST_WORDS = 1 << 16  # bytes of a refusal that are read
 
 
@@ -52,7 +53,7 @@ class Endpoint:
             finally:
                 await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            hint = "see that the server runs there: vllm serve MODEL --port PORT"
+            hint = TLS if "SSL" in str(error) else "see that the server runs there: vllm serve MODEL --port PORT"
             message = f"no connection: {safe(str(error)) or 'it took too long'}"
             raise Fault(message, Reason.SERVER_UNAVAILABLE, hint=hint, passing=True) from None
         except httpx.HTTPError as error:  # cut bodies, broken lines

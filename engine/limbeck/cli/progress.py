@@ -14,7 +14,7 @@ from limbeck.cli import output
 from limbeck.errors import counted
 from limbeck.report.numbers import duration
 from limbeck.report.rows import plain_figures
-from limbeck.report.spending import PREFIX, spending_text
+from limbeck.report.spending import PREFIX, cost_text, counts_text, spending_text
 from limbeck.runs.events import to_json
 from limbeck.v1.event_pb2 import Event
 
@@ -243,8 +243,8 @@ def progress_text(clock: Clock) -> str:
         parts.append(f"{duration(clock.left)} left")
     if clock.loss is not None:
         parts.append(f"loss {clock.loss:.4g}")
-    if (spent := spending_text(clock.spent)) is not None:
-        parts.append(spent)
+    # the cost first: a narrow terminal cuts what comes last
+    parts += [told for told in (cost_text(clock.spent), counts_text(clock.spent)) if told is not None]
     return ", ".join(parts)
 
 

@@ -37,6 +37,19 @@ def spending_text(figures: Mapping[str, float]) -> str | None:
 
     None where `figures` tell of no teacher.
     """
+    return ", ".join(text for text in (counts_text(figures), cost_text(figures)) if text) or None
+
+
+def cost_text(figures: Mapping[str, float]) -> str | None:
+    """`$0.012 of about $0.40`, None where no price is known."""
+    if (cost := cost_of(figures)) is None:
+        return None
+    expected = cost_of(figures, EXPECTED)
+    return money(*cost) + (f" of about {money(*expected)}" if expected else "")
+
+
+def counts_text(figures: Mapping[str, float]) -> str | None:
+    """`16 calls (3 answers from the cache), 1,200 tokens read, 340 written`, None where they tell of no teacher."""
     known = {name.removeprefix(PREFIX): int(value) for name, value in figures.items() if name.startswith(PREFIX)}
     if "calls" not in known:
         return None
@@ -45,7 +58,4 @@ def spending_text(figures: Mapping[str, float]) -> str | None:
     parts = [counted(known["calls"], "calls") + (f" ({', '.join(more)})" if more else "")]
     parts.append(f"{counted(known.get('prompt_tokens', 0), 'tokens')} read")
     parts.append(f"{known.get('completion_tokens', 0):,} written")
-    if (cost := cost_of(figures)) is not None:
-        expected = cost_of(figures, EXPECTED)
-        parts.append(money(*cost) + (f" of about {money(*expected)}" if expected else ""))
     return ", ".join(parts)

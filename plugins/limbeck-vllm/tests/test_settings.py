@@ -12,6 +12,7 @@ from limbeck.errors import LimbeckError, Reason
 from limbeck.plugins import load_plugins
 from limbeck.recipe.teacher import load_teacher
 from limbeck_vllm.config import VllmConfig
+from limbeck_vllm.model import start_of
 from limbeck_vllm.settings import REFUSED, known_settings
 
 ARG_UTILS = """
@@ -92,6 +93,12 @@ class TestWithVllm:
     def test_what_vllm_takes_is_taken(self) -> None:
         engine = {"max_num_seqs": 8, "gpu_memory_utilization": 1, "compilation_config": {"mode": 3}}
         assert VllmConfig(model=".", engine=engine).engine == engine
+
+
+@pytest.mark.parametrize(("engine", "tokens"), [({}, 512), ({"max_num_seqs": 700}, 700)])
+def test_a_step_on_a_cpu_is_short_and_holds_a_token_of_each_sequence(engine: dict[str, int], tokens: int) -> None:
+    start = start_of(VllmConfig(model=".", engine={"max_model_len": 4096, **engine}), Path())
+    assert start.defaults_on_cpu["max_num_batched_tokens"] == tokens
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -165,23 +165,29 @@ def test_a_greedy_text_is_that_of_transformers(vllm_teacher: VllmTeacher, refere
         assert answer.finish_reason == expected[name].finish_reason
 
 
-def test_case_c43_the_ids_that_are_given_are_read_as_they_are(
-    vllm_teacher: VllmTeacher, reference: Teacher, data: Path
+@pytest.mark.parametrize("template", ["plain", "no_bos"])
+@pytest.mark.parametrize("name", ["tok_a", "tok_a_adds_bos"])
+def test_case_c43_one_bos_whoever_adds_it(
+    vllm_teacher: VllmTeacher, reference: Teacher, data: Path, name: str, template: str
 ) -> None:
-    from limbeck.data import prompt_of, read_rows
+    from limbeck.data import prepare, prompt_of, read_rows
+    from limbeck.recipe import DataSpec
 
-    rows, _ = read_rows([data / "C43" / "rows.jsonl"])
-    for name in ("tok_a", "tok_a_adds_bos"):
-        tokenizer = Tokenizer.load(data / name)
-        ids = tokenizer.encode_prompt(prompt_of(rows[2]))
+    rows, problems = read_rows([data / "C43" / "rows.jsonl"])
+    tokenizer = Tokenizer.load(data / name, chat_template=data / name / "templates" / f"{template}.jinja")
+    trained = prepare(rows, problems, tokenizer, DataSpec(path="rows.jsonl", holdout=0)).train
+    for row, sequence in zip(rows, trained, strict=True):
+        ids = sequence.ids
         assert ids.tolist().count(2) == 1
         assert ids[0] == 2
         item, want = ScoreItem(1, ids, 0, len(ids)), Want(top_k=5)  # a second <bos> would move every row
         same(ask(scores(vllm_teacher, [item], want))[1], ask(scores(reference, [item], want))[1])
-        sampling = Sampling(max_new_tokens=6)
-        (found,) = ask(completions(vllm_teacher, [Prompt(1, ids)], sampling)).values()
-        (expected,) = ask(completions(reference, [Prompt(1, ids)], sampling)).values()
-        assert found.ids.tolist() == expected.ids.tolist()
+        if row.format != "text":
+            prompt, sampling = Prompt(1, tokenizer.encode_prompt(prompt_of(row))), Sampling(max_new_tokens=6)
+            assert prompt.ids.tolist() == ids[: len(prompt.ids)].tolist()
+            (found,) = ask(completions(vllm_teacher, [prompt], sampling)).values()
+            (expected,) = ask(completions(reference, [prompt], sampling)).values()
+            assert found.ids.tolist() == expected.ids.tolist()
 
 
 def test_a_second_bos_is_not_taken_away_either(vllm_teacher: VllmTeacher, reference: Teacher) -> None:

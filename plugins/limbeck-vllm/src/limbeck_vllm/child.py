@@ -57,7 +57,7 @@ async def _serve(end: socket.socket) -> None:
         writer.write(packed(Ended(f"{type(error).__name__}: {error}")))
         await writer.drain()
         return
-    writer.write(packed(Ready(engine.scores_token_ids)))
+    writer.write(packed(Ready()))
     work = asyncio.ensure_future(_answer(engine, reader, writer))
     try:
         while not work.done() and not engine.dead:
@@ -128,11 +128,6 @@ class Engine:
     def dead(self) -> bool:
         """Whether it answers nothing any more."""
         return bool(self._llm.errored)
-
-    @property
-    def scores_token_ids(self) -> bool:
-        """Whether log-probabilities of given ids can be asked: vLLM's second model runner can."""
-        return bool(getattr(self._llm.vllm_config, "use_v2_model_runner", False))
 
     async def warm_up(self) -> None:
         """Write one token with the adapter, where there is one: a broken adapter is told here."""

@@ -73,9 +73,7 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine answers. `scores_token_ids`: whether it can score ids that are given."""
-
-    scores_token_ids: bool
+    """The engine answers."""
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):

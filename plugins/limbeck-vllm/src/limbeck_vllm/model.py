@@ -18,7 +18,7 @@ CAPABILITIES = frozenset({"generate", "generate_top_k", "top_k", "target"})
 UNKNOWN_LENGTH = 2**20  # what limbeck.teachers.folder says of a family without a limit
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM allows as the largest one
-ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2 << 30}
+STEP = 512  # tokens of a step on a CPU: one that is scored takes 8 bytes for each id of the vocabulary
 
 
 def start_of(config: VllmConfig, folder: Path) -> Start:
@@ -38,7 +38,12 @@ def start_of(config: VllmConfig, folder: Path) -> Start:
     if config.lora is not None:
         rank = _adapter_rank(Path(config.lora))
         arguments = {"max_loras": 1, "max_lora_rank": rank} | arguments | {"enable_lora": True}
-    return Start(arguments, config.lora, ON_CPU)
+    on_cpu = {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 2 << 30,
+        "max_num_batched_tokens": max(STEP, arguments.get("max_num_seqs") or 0),  # vLLM wants no fewer
+    }
+    return Start(arguments, config.lora, on_cpu)
 
 
 def info_of(config: VllmConfig, folder: Path) -> TeacherInfo:

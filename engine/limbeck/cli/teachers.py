@@ -31,7 +31,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     ctx.obj = as_json
 
 
-@command.command("compare")
+@command.command("compare", short_help="Rank the teachers of a recipe on its held-out rows.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--rows", default=64, show_default=True, type=click.IntRange(1), help="Held-out rows to compare on.")
 @json_option

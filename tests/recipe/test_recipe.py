@@ -178,6 +178,7 @@ DATA = {
     "{path: a, holdout: 1.0}": "holdout 1.0 is neither a share below 1 nor a whole number of rows: write 1 for rows",
     "{path: a, holdout: -1}": "must be at least 0, not -1",
     "{path: a, max_length: 1}": "must be at least 2, not 1",
+    "{path: a, rationale: {tag: <think>}}": r'must match ^[A-Za-z][\w.:-]*$, not the text "<think>"',
     "{path: a, on_bad_row: skip}": "must be error or quarantine",
 }
 

@@ -120,6 +120,8 @@ def _problem(
         return document.problem(place, f"must have at most {_entries(first['ctx']['max_length'])}, not {len(value)}")
     if kind == "string_too_short":
         return document.problem(place, "must not be empty")
+    if kind == "string_pattern_mismatch":
+        return document.problem(place, f"must match {first['ctx']['pattern']}, not {show(value)}")
     messages = dict.fromkeys(details["msg"].removeprefix("Value error, ") for details in errors)
     return document.problem(place, "; ".join(messages))
 

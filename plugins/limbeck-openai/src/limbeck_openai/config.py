@@ -89,8 +89,12 @@ class OpenAIConfig(Config):
         le=MAX_LOGPROBS,
         description="So many likeliest tokens the endpoint tells of each token that it writes; 0: it tells none.",
     )
-    price: Price | None = Field(None, description="Prices, for `cost` and a budget in money.")
-    budget: Budget | None = Field(None, description="What may be spent, counted in `cache`; no limit where left out.")
+    price: Price | None = Field(
+        None, description="`{input, output, currency}`: money for a million tokens, for `cost` and a budget in money."
+    )
+    budget: Budget | None = Field(
+        None, description="`{tokens, money}`: what may be spent, counted in `cache`; no limit where left out."
+    )
     cache: MadePath | None = Field(
         None, description="Folder of the answers that were paid for; a folder of the user's cache where left out."
     )

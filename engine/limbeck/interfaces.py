@@ -455,7 +455,8 @@ class TextTeacherInfo:
     `model`: its name at the service. `digest`: sha256 (hex) of all that its answers depend on but prompts and sampling:
     service, model, options; never a key. `capabilities`: `generate`, and `generate_top_k` where it tells the likeliest
     tokens of what it writes, up to `max_logprobs` of them. `price` in money a million tokens read and written, None
-    where it is not known; `currency` names the money.
+    where it is not known; `currency` names the money. `warnings`: what stands in the way of its next call, such as a
+    key that is not there; answers that are known can be had all the same.
     """
 
     name: str
@@ -465,6 +466,7 @@ class TextTeacherInfo:
     max_logprobs: int = 0
     price: tuple[float, float] | None = None
     currency: str = "USD"
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

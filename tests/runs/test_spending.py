@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,19 @@ def test_attempts_add_up_and_the_rest_is_expected_to_cost_as_much(tmp_path: Path
     file = tmp_path / "usage.json"
     with EventLog(tmp_path / "events.jsonl", "r") as log:
         first = ScriptedTextTeacher("a")
-        spending = Spending(log, first, file)
+        kept: list[tuple[int, int]] = []
+        spending = Spending(log, first, file, kept)
         asked(first, 3)
+        kept += [(10, 5)] * 3
         spending.tell(left=7)
         spending.tell(left=7)  # nothing new
         spending.tell(left=6)
         second = ScriptedTextTeacher("a")
         asked(second, 1)  # for somebody else
-        spending = Spending(log, second, file)
+        spending = Spending(log, second, file, kept)
         spending.tell(left=6)
         asked(second, 2)
+        kept += [(10, 5)] * 2
         spending.tell(left=0)
     told = [event.metrics.values for event in read_events(tmp_path / "events.jsonl")]
     assert [values["teacher.calls"] for values in told] == [3, 3, 3, 5]
@@ -66,3 +70,19 @@ def test_answers_that_an_attempt_kept_and_did_not_count_are_counted_by_the_next(
         assert Spending(log, ScriptedTextTeacher("a"), file, kept).text == spending.text
         unpriced = Spending(log, ScriptedTextTeacher("a", price=None), tmp_path / "other.json", kept)
         assert unpriced.text == "4 calls, 40 tokens read, 20 written"
+
+
+def test_calls_under_way_make_no_answer_cheaper(tmp_path: Path) -> None:
+    class Busy(ScriptedTextTeacher):
+        def usage(self) -> Mapping[str, float]:
+            return {**super().usage(), "calls": super().usage()["calls"] + 16}
+
+    kept: list[tuple[int, int]] = []
+    with EventLog(tmp_path / "events.jsonl", "r") as log:
+        teacher = Busy("a")
+        spending = Spending(log, teacher, tmp_path / "usage.json", kept)
+        asked(teacher, 2)
+        kept += [(10, 5)] * 2
+        spending.tell(left=10)
+    (event,) = read_events(tmp_path / "events.jsonl")
+    assert event.metrics.values["teacher.expected.USD"] == pytest.approx(12 * ONE)

@@ -108,6 +108,8 @@ class _Check:
             return
         if isinstance(info, TextTeacherInfo):
             self.text = info
+            field = self.recipe.teacher.field
+            self.found.warnings += [Problem(warning, field=field) for warning in info.warnings]
         else:
             self.info = info
         self.found.facts["teacher"] = {**asdict(info), "capabilities": sorted(info.capabilities)}

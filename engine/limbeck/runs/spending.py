@@ -26,7 +26,7 @@ class Spending:
         self._log, self._teacher, self._file, self._tokens = log, teacher, file, tokens
         before: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         self._before = _with_uncounted(before.get("usage", {}), tokens[before.get("answers", 0) :], teacher)
-        self._at_first = dict(teacher.usage())
+        self._at_first, self._known_at_first = dict(teacher.usage()), len(tokens)
         self._told: dict[str, float] = {}
         self._told_at = time.monotonic()
 
@@ -52,7 +52,8 @@ class Spending:
         counted = len(self._tokens)  # first: an answer that comes meanwhile is in the usage already
         usage, info = self._all(), self._teacher.info()
         values = figures_of(usage, info.currency)
-        answer = _cost_of_one(self._fresh()) or _cost_of_one(self._before)
+        known = self._known_at_first  # calls under way are no answers yet, so it is answers that are counted
+        answer = _mean(self._fresh(), counted - known) or _mean(self._before, known)
         if left and answer is not None:
             values[EXPECTED + info.currency] = usage["cost"] + left * answer
         self._told_at = time.monotonic()
@@ -85,7 +86,6 @@ def _with_uncounted(
     return {name: usage.get(name, 0) + more.get(name, 0) for name in dict.fromkeys([*usage, *more])}
 
 
-def _cost_of_one(usage: Mapping[str, float]) -> float | None:
-    """What an answer cost on average, those of a cache too; None where that is not known."""
-    answers = usage.get("calls", 0) - usage.get("retries", 0) + usage.get("cached", 0)
+def _mean(usage: Mapping[str, float], answers: int) -> float | None:
+    """What one of so many answers cost on average; None where that is not known."""
     return usage["cost"] / answers if "cost" in usage and answers > 0 else None

@@ -107,6 +107,15 @@ def test_a_variable_without_a_usable_key_is_refused_before_a_call_and_not_shown(
     assert not server.asked
 
 
+def test_a_key_that_is_not_there_is_told_before_a_run(serve, make, monkeypatch):
+    teacher = make(serve(), key_env="MY_KEY")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    (warning,) = teacher.info().warnings
+    assert "MY_KEY is not set" in warning
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    assert teacher.info().warnings == ()
+
+
 @pytest.mark.parametrize("value", [f"{KEY}\n", f"{KEY}\r\n", f"\ufeff{KEY}"])
 def test_what_editors_put_around_a_key_is_taken_off(serve, make, monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)

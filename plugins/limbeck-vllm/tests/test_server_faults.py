@@ -424,9 +424,9 @@ def test_too_large_a_top_k_is_refused_before_any_work_with_the_option_to_start_w
     asked.info()
     before = len(script.asked)
     words = fails(lambda: asked.score([], Want(top_k=64)), Reason.CAPABILITY_MISSING)
-    assert "gives up to 20" in words
+    assert "allowed is up to 20" in words
     assert "--max-logprobs 64" in words
-    fails(lambda: asked.generate([], Sampling(logprobs=21)), Reason.CAPABILITY_MISSING)
+    assert "--max-logprobs 21" in fails(lambda: asked.generate([], Sampling(logprobs=21)), Reason.GENERATION_FAILED)
     assert len(script.asked) == before
 
 
@@ -581,13 +581,13 @@ def test_an_address_may_have_a_path_and_a_slash():
 
 
 def test_the_preflight_tells_of_server_and_recipe_at_their_places(script, tmp_path):
-    def found(k=64, held=0, **more):
+    def found(k=64, held=0, temperature=1.0, **more):
         config = {"plugin": "vllm-server", "address": script.address, "tokenizer": str(TOKENIZER)} | more
         recipe = tmp_path / "recipe.yaml"
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
         recipe.write_text(
             f"teacher: {json.dumps(config)}\nstudent: {{config: {{model_type: llama}}}}\noutput: out\n"
-            f"losses: [{{plugin: forward_kl, top_k: {k}}}]\n"
+            f"losses: [{{plugin: forward_kl, top_k: {k}, temperature: {temperature}}}]\n"
             f"data: {{path: rows.jsonl, holdout: {held}, max_length: 8}}\n"
         )
         registry = load_plugins()
@@ -596,7 +596,8 @@ def test_the_preflight_tells_of_server_and_recipe_at_their_places(script, tmp_pa
 
     line, message = found()["losses[0].top_k"]
     assert line == 4
-    assert "gives up to 20" in message
+    assert "allowed is up to 20" in message
+    assert {"losses[0].top_k", "losses[0].temperature"} <= found(temperature=2.0).keys()
     assert "data.holdout.top_k" not in found(k=16, held=1)  # held-out rows ask what the server gives
     line, message = found(model="other")["teacher.model"]
     assert line == 1

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 from platformdirs import user_cache_path
 
 from limbeck.errors import LimbeckError, Problem, Reason, counted
+from limbeck.report.spending import money
 from limbeck_openai.answers import Answer
 from limbeck_openai.caller import Caller
 from limbeck_openai.config import OpenAIConfig
@@ -196,8 +197,8 @@ class Desk:
             text = f"{spent.tokens:,} of {budget.tokens:,} tokens are used, the next call may take {most.tokens:,}"
             problems.append(Problem(text, field="budget.tokens"))
         if budget.money is not None and spent.money + most.money > budget.money:
-            used = f"{spent.money:.6g} of {budget.money:g} {most.currency} are used"
-            text = f"{used}, the next call may cost {most.money:.6g}"
+            used = f"{money(spent.money, most.currency)} of {money(budget.money, most.currency)} are used"
+            text = f"{used}, the next call may cost {money(most.money, most.currency)}"
             problems.append(Problem(text, field="budget.money"))
         hint = "every answer so far is kept; raise the budget and give the same command again: it goes on"
         problems[-1] = Problem(problems[-1].message, field=problems[-1].field, hint=hint)

@@ -8,11 +8,13 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from limbeck.client.sync import BACKGROUND, from_any_loop
+from limbeck.errors import LimbeckError
 from limbeck.files import digest
 from limbeck.interfaces import Sampling, TextCompletion, TextPrompt, TextTeacherInfo
 from limbeck_openai.asking import Asking
 from limbeck_openai.config import OpenAIConfig
 from limbeck_openai.desk import Desk
+from limbeck_openai.keys import read_key
 from limbeck_openai.requests import Request, check_request, make_request
 from limbeck_openai.tally import Tally
 
@@ -35,6 +37,11 @@ class OpenAITeacher:
         """What it is. No call is made."""
         config = self.config
         told = frozenset({"generate", "generate_top_k"} if config.logprobs else {"generate"})
+        warnings: tuple[str, ...] = ()
+        try:
+            read_key(config.key_env)
+        except LimbeckError as error:
+            warnings = tuple(map(str, error.problems))
         depends = [config.base_url, config.api, config.model, config.served_as, config.fields, config.extra]
         return TextTeacherInfo(
             name="openai",
@@ -44,6 +51,7 @@ class OpenAITeacher:
             max_logprobs=config.logprobs,
             price=(config.price.input, config.price.output) if config.price else None,
             currency=config.price.currency if config.price else "USD",
+            warnings=warnings,
         )
 
     def complete(self, prompts: Sequence[TextPrompt], sampling: Sampling) -> AsyncGenerator[TextCompletion, None]:

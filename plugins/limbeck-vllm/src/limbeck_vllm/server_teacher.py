@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from limbeck.client.sync import BACKGROUND, from_any_loop
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, TeacherInfo, Want
 from limbeck.signals import Signal
 from limbeck.teachers.requests import check_prompts, check_score
@@ -75,14 +76,14 @@ class VllmServerTeacher:
 
     def score(self, items: Sequence[ScoreItem], want: Want) -> AsyncGenerator[tuple[int, Signal], None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, SCORING_FAILED, SERVER_UNAVAILABLE."""
-        self._check_k(want.top_k)
-        check_score(self.info(), items, want)
+        with self._option(want.top_k):
+            check_score(self.info(), items, want)
         return self._answers(items, lambda wire, item: self._score(wire, item, want))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[Completion, None]:
         """See :class:`limbeck.interfaces.Teacher`. Raises CAPABILITY_MISSING, GENERATION_FAILED, SERVER_UNAVAILABLE."""
-        self._check_k(sampling.logprobs)
-        check_prompts(self.info(), prompts, sampling)
+        with self._option(sampling.logprobs):
+            check_prompts(self.info(), prompts, sampling)
         check_sampling(sampling)
         return self._answers(prompts, lambda wire, prompt: self._write(wire, prompt, sampling))
 
@@ -98,13 +99,17 @@ class VllmServerTeacher:
             wire = self._wire
         return from_any_loop(Answers([partial(ask, wire, thing) for thing in things], self.config.concurrency))
 
-    def _check_k(self, k: int) -> None:
-        most = self._facts.most
-        if k > most:
-            message = f"{k} log-probabilities are asked for, the server at {self.config.address} gives up to {most}"
-            hint = f"start it with --max-logprobs {k + self._facts.spare}, or lower top_k"
-            problem = Problem(message, field="top_k", hint=hint)
-            raise LimbeckError(Reason.CAPABILITY_MISSING, problems=[problem])
+    @contextmanager
+    def _option(self, k: int) -> Iterator[None]:
+        """Say of a `k` that is too large what the server must be started with."""
+        try:
+            yield
+        except LimbeckError as error:
+            hint = f"start the server with --max-logprobs {k + self._facts.spare}, or ask for fewer"
+            if k <= self._facts.most:
+                raise
+            problems = [replace(p, hint=hint) if p.field in ("top_k", "logprobs") else p for p in error.problems]
+            raise LimbeckError(error.reason, error.message, problems) from error
 
     async def _score(self, wire: Wire, item: ScoreItem, want: Want) -> tuple[int, Signal]:
         rows = await wire.score(item, want.top_k, self._facts.info.vocab_size)

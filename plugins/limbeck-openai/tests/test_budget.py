@@ -64,7 +64,7 @@ def test_money_stops_likewise(serve, make, most):
     assert error.reason is Reason.BUDGET_EXHAUSTED
     assert error.problems[0].field == "budget.money"
     assert "0.00024 of" in str(error)
-    assert "EUR" in str(error)
+    assert "€0.00034" in str(error)
     assert len(came) == len(server.asked) == 4
 
 

@@ -15,7 +15,7 @@ import pytest
 from limbeck.errors import LimbeckError, Reason
 from limbeck.interfaces import Sampling, TextPrompt
 from limbeck.testing.text_teachers import answers, ask
-from limbeck_openai.store import NAME
+from limbeck_openai.store import NAME, Store
 
 PROGRAM = """
 import asyncio, json, sys
@@ -280,3 +280,19 @@ def test_a_full_disk_is_told_before_a_call_is_paid_for_and_the_same_command_goes
     for i in range(2, 2 + len(came)):
         ask(answers(again, [long(i)]))
     assert again.usage()["calls"] == 0
+
+
+def test_a_new_cache_that_another_process_just_makes_is_opened_a_little_later(tmp_path, monkeypatch):
+    prepare, calls = Store._prepare, []
+
+    def busy_at_first(self):  # what SQLite says, about once in 600 times, where several make one file at once
+        calls.append(self)
+        if len(calls) == 1:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+        prepare(self)
+
+    monkeypatch.setattr(Store, "_prepare", busy_at_first)
+    Store(tmp_path).close()
+    assert len(calls) == 2

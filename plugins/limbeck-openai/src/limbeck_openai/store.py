@@ -76,8 +76,19 @@ class Store:
             fcntl.flock(mark, fcntl.LOCK_EX)
             self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             opened.callback(self._db.close)
-            self._prepare()
+            self._prepare_among_others()
             self._opened = opened.pop_all()
+
+    def _prepare_among_others(self) -> None:
+        """SQLite itself does not wait where two turn a new file to WAL, or one opens it as the last one closes it."""
+        until = time.monotonic() + BUSY
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -250,9 +261,13 @@ def _is_full(error: sqlite3.Error, path: Path) -> bool:
     return code == sqlite3.SQLITE_IOERR and shutil.disk_usage(existing_parent(path)).free < 1 << 20
 
 
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _told(error: sqlite3.Error, path: Path) -> LimbeckError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if _is_busy(error):
         hint = "wait for the other process, or stop it, then give the same command again"
         problem = Problem(f"another process held it for {BUSY:g} s", file=str(path), hint=hint)
         return LimbeckError(Reason.RUN_LOCKED, problems=[problem])

@@ -223,7 +223,14 @@ def test_a_larger_k_than_the_server_gives_is_refused_with_the_option_that_allows
     assert f"--max-logprobs {100 + (served.protocol == 'grpc')}" in str(caught.value)
 
 
+def the_tiny_one(served):
+    """Leave to the tiny model what does not depend on the numbers."""
+    if served.model != "tiny":
+        pytest.skip("the tiny model shows it")
+
+
 def test_closing_a_call_ends_its_requests_at_the_server(served):
+    the_tiny_one(served)
     prompts = [Prompt(i, ids[:8]) for i, ids in enumerate(texts(served) * 4)]
     sampling = Sampling(max_new_tokens=LENGTH - 20, temperature=1.0, seed=1)
 
@@ -253,10 +260,8 @@ def test_it_is_a_teacher_of_a_run(served, tmp_path):
     from limbeck.cli.main import main
 
     student = tmp_path / "student"
-    if served.model == "tiny":
-        tiny_model_folder(student, TOKENIZER, "llama", hidden=32, seed=3)
-    else:
-        pytest.skip("the tiny model shows it")
+    the_tiny_one(served)
+    tiny_model_folder(student, TOKENIZER, "llama", hidden=32, seed=3)
     rows = [{"prompt": f"Count to {i}:", "completion": " " + " ".join(map(str, range(i)))} for i in range(2, 14)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(
@@ -272,6 +277,7 @@ def test_it_is_a_teacher_of_a_run(served, tmp_path):
 
 
 def test_a_server_that_is_killed_in_the_middle_is_told(served):  # the last: nothing is left to ask
+    the_tiny_one(served)
     config = served.config.model_copy(update={"tries": 2, "concurrency": 2})
     asked = VllmServerTeacher(config)
     asked.info()

@@ -84,10 +84,9 @@ async def contend_by_text(teacher: TextTeacher, asked: Sequence[Question], sampl
     """Ask a teacher that knows text only. Raises what it raises."""
     info = teacher.info()
     outcome = Outcome(price=info.price, currency=info.currency)
-    places = [place for place, question in enumerate(asked) if question.prompt is not None]
-    for group in _groups(places):
+    every = [TextPrompt(place, question.prompt) for place, question in enumerate(asked) if question.prompt is not None]
+    for prompts in _groups(every):
         began = time.monotonic()
-        prompts = [TextPrompt(place, asked[place].prompt) for place in group]  # type: ignore[arg-type]
         async with aclosing(teacher.complete(prompts, sampling)) as answers:
             async for said in answers:
                 rejected = said.rejected or _blank(said.text)
@@ -95,9 +94,9 @@ async def contend_by_text(teacher: TextTeacher, asked: Sequence[Question], sampl
                 counts = [said.lineage.get(name) for name in ("prompt_tokens", "completion_tokens")]
                 seconds = time.monotonic() - began
                 outcome.answers[said.item_id] = Answer(said.text, cut, rejected, seconds, *counts)
-                told("answers", len(outcome.answers), len(places))
+                told("answers", len(outcome.answers), len(every))
         outcome.seconds += time.monotonic() - began
-    _none_missing(outcome, places)
+    _none_missing(outcome, [prompt.item_id for prompt in every])
     outcome.usage = dict(teacher.usage())
     return outcome
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -177,17 +178,16 @@ class _Sheet:
     def line(self, rank: int | None) -> Line:
         """The figures."""
         one, outcome = self.entry.contestant, self.outcome
-        start = {"name": one.name, "kind": one.kind, "plugin": one.plugin, "picked": one.picked}
+        line = partial(Line, one.name, one.kind, one.plugin, one.picked)
         if outcome is None:
             assert self.entry.failed is not None, "there is an outcome, or an error"
-            return Line(**start, failed=_told(self.entry.failed))  # type: ignore[arg-type]
+            return line(failed=_told(self.entry.failed))
         scored = outcome.likelihoods.values()
         nats, tokens = sum(one.nats for one in scored), sum(one.tokens for one in scored)
         answers = list(outcome.answers.values())
         seconds = [one.seconds for one in answers if math.isfinite(one.seconds)]
         read, written, cost = _spent(outcome)
-        return Line(
-            **start,  # type: ignore[arg-type]
+        return line(
             rank=rank,
             bits_per_byte=_measured(self.bits),
             nats_per_token=nats / tokens if tokens else None,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.data.sequence import TokenSequence
-from limbeck.functional import Head, SignalBatch, Term, Values, check_finite, collate, head_loss
+from limbeck.functional import Head, Term, Values, check_finite, collate, head_loss
 from limbeck.functional.head import backbone
 from limbeck.interfaces import LossContext
 from limbeck.signals import SignalStore
@@ -53,9 +53,9 @@ def evaluate(
     try:
         for group in _batches(sequences, batch_tokens):
             signals = [None if store is None else store.get(sequence) for sequence in group]
-            inputs, batch = collate(group, signals, (1.0,), pad_id=pad if pad is not None and pad >= 0 else 0)
+            inputs, weighed = collate(group, signals, (1.0,), pad_id=pad if pad is not None and pad >= 0 else 0)
             inputs = {name: value.to(device) for name, value in inputs.items()}
-            batch: SignalBatch = replace(batch, weights_n=None).to(device)  # type: ignore[no-redef]
+            batch = replace(weighed, weights_n=None).to(device)
             if not tokens:
                 base(**inputs, use_cache=False)  # pages, threads and kernels: not the model's speed
             began = time.perf_counter()

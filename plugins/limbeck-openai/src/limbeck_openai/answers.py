@@ -245,9 +245,8 @@ def read_usage(value: Mapping[str, Any]) -> Usage | None:
     if not isinstance(told, dict):
         return None
     found = [told.get(new, told.get(old)) for new, old in _USAGE]
-    if not all(type(number) is int and 0 <= number < _TOO_MANY for number in found):
-        return None
-    return Usage(*found)  # type: ignore[arg-type]  # checked right above
+    read, written = (number if type(number) is int and 0 <= number < _TOO_MANY else None for number in found)
+    return None if read is None or written is None else Usage(read, written)
 
 
 _TOO_MANY = 1 << 40  # no call reads or writes so many tokens

@@ -43,6 +43,14 @@ HOOKS: dict[str, tuple[PluginKind, type[Plugin]]] = {
 }
 OBSERVER_HOOK = "limbeck_event"
 NAME = re.compile(r"[a-z][a-z0-9_-]*")  # goes into `losses.NAME.FIELD`, so no dots
+# Teachers of Limbeck's own other distributions, so that who names one that is not installed is told what to install.
+COMPANIONS = {
+    "echo": "limbeck-echo",
+    "echo-text": "limbeck-echo",
+    "openai": "limbeck-openai",
+    "vllm": "limbeck-vllm",
+    "vllm-server": "limbeck-vllm",
+}
 MOST_RECORDS = 1000  # of one hook: a generator that never ends must not hang every command
 
 
@@ -113,6 +121,8 @@ class Registry:
         known = self.names(kind)
         guess = nearest(name, known)
         elsewhere = sorted(entry.kind for entry in self.entries if entry.plugin.name == name)
+        if kind == "teacher" and name in COMPANIONS:
+            return f"it comes with {COMPANIONS[name]}: pip install {COMPANIONS[name]}"
         parts = [f"did you mean {guess!r}?"] if guess else []
         parts += [f"{name!r} is a {elsewhere[0]}"] if elsewhere else []
         parts.append(f"known: {', '.join(known) or 'none'}")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
-from limbeck.plugins import Registry, load_plugins
+from limbeck.plugins import COMPANIONS, Registry, load_plugins
 
 HEAD = """
 from limbeck.hookspecs import hookimpl, hookspec
@@ -248,3 +249,14 @@ def test_an_empty_registry_says_that_nothing_is_known():
     with pytest.raises(LimbeckError, match="A plugin of this name") as caught:
         Registry((), ()).get("teacher", "x")
     assert "known: none" in str(caught.value)
+
+
+def test_a_teacher_of_another_distribution_of_ours_is_told_with_what_to_install():
+    ours = {path.name for path in (Path(__file__).parents[2] / "plugins").iterdir()}
+    found = {entry.plugin.name: entry.distribution for entry in load_plugins().entries if entry.distribution in ours}
+    assert found == COMPANIONS
+    with pytest.raises(LimbeckError) as caught:
+        Registry((), ()).get("teacher", "openai")
+    assert "no teacher plugin is called 'openai' (it comes with limbeck-openai: pip install limbeck-openai)" in str(
+        caught.value
+    )

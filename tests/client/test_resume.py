@@ -24,7 +24,7 @@ from .test_score import check
 )
 @pytest.mark.parametrize("source", [items, lambda count: iter(items(count))], ids=["list", "iterator"])
 def test_after_a_lost_connection_only_what_is_unanswered_is_asked_again(fault, source):
-    servicer = Scripted(answering(most=3, then=fault), answering(most=2, then=fault), answering())
+    servicer = Scripted(answering(most=3, after=8, then=fault), answering(most=2, after=5, then=fault), answering())
     with serving(servicer) as address, connect(address) as client:
         check(client.score("t", source(8), TARGET), items(8))
     assert sorted(servicer.seen[1].ids) == list(range(3, 8))

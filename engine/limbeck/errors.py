@@ -54,6 +54,11 @@ class Reason(StrEnum):
     BUDGET_EXHAUSTED = "BUDGET_EXHAUSTED"
     DATASET_UNKNOWN = "DATASET_UNKNOWN"
     CURSOR_INVALID = "CURSOR_INVALID"
+    RUN_UNKNOWN = "RUN_UNKNOWN"
+    RUN_STATE = "RUN_STATE"
+    RUN_EXISTS = "RUN_EXISTS"
+    RUN_CRASHED = "RUN_CRASHED"
+    ARTIFACT_UNKNOWN = "ARTIFACT_UNKNOWN"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     SERVER_UNAVAILABLE = "SERVER_UNAVAILABLE"
     PEER_SILENT = "PEER_SILENT"
@@ -105,7 +110,12 @@ CATALOGUE: dict[Reason, Spec] = {
     Reason.TEACHER_REFUSED: Spec(EXIT_INVALID, "The teacher's service refuses these calls.", "FAILED_PRECONDITION"),
     Reason.BUDGET_EXHAUSTED: Spec(EXIT_FAILED, "The budget for the teacher's calls is used up.", "RESOURCE_EXHAUSTED"),
     Reason.DATASET_UNKNOWN: Spec(EXIT_INVALID, "The server has no signals of this name.", "NOT_FOUND"),
-    Reason.CURSOR_INVALID: Spec(EXIT_INVALID, "The position is outside of the dataset.", "OUT_OF_RANGE"),
+    Reason.CURSOR_INVALID: Spec(EXIT_INVALID, "The position is outside of what is kept.", "OUT_OF_RANGE"),
+    Reason.RUN_UNKNOWN: Spec(EXIT_INVALID, "The server has no run of this id.", "NOT_FOUND"),
+    Reason.RUN_STATE: Spec(EXIT_STATE, "The run's state does not allow this.", "FAILED_PRECONDITION"),
+    Reason.RUN_EXISTS: Spec(EXIT_STATE, "There is another run already.", "ALREADY_EXISTS"),
+    Reason.RUN_CRASHED: Spec(EXIT_FAILED, "The run's process ended without a word.", "INTERNAL"),
+    Reason.ARTIFACT_UNKNOWN: Spec(EXIT_INVALID, "The run has no such file to fetch.", "NOT_FOUND"),
     Reason.QUOTA_EXCEEDED: Spec(EXIT_FAILED, "The client has too much under way.", "RESOURCE_EXHAUSTED"),
     Reason.SERVER_UNAVAILABLE: Spec(EXIT_FAILED, "The server cannot be reached.", "UNAVAILABLE"),
     Reason.PEER_SILENT: Spec(EXIT_FAILED, "Nothing was heard from the other side for too long.", "DEADLINE_EXCEEDED"),

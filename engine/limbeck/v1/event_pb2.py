@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from limbeck.v1 import error_pb2 as limbeck_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limbeck/v1/event.proto\x12\nlimbeck.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x05\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\r\n\x05stage\x18\x06 \x01(\t\x12-\n\x0brun_started\x18\n \x01(\x0b\x32\x16.limbeck.v1.RunStartedH\x00\x12/\n\x0crun_finished\x18\x0b \x01(\x0b\x32\x17.limbeck.v1.RunFinishedH\x00\x12+\n\nrun_failed\x18\x0c \x01(\x0b\x32\x15.limbeck.v1.RunFailedH\x00\x12\x35\n\x0frun_interrupted\x18\r \x01(\x0b\x32\x1a.limbeck.v1.RunInterruptedH\x00\x12\x31\n\rstage_started\x18\x0e \x01(\x0b\x32\x18.limbeck.v1.StageStartedH\x00\x12\x33\n\x0estage_finished\x18\x0f \x01(\x0b\x32\x19.limbeck.v1.StageFinishedH\x00\x12(\n\x08progress\x18\x10 \x01(\x0b\x32\x14.limbeck.v1.ProgressH\x00\x12&\n\x07metrics\x18\x11 \x01(\x0b\x32\x13.limbeck.v1.MetricsH\x00\x12/\n\x0cknob_changed\x18\x12 \x01(\x0b\x32\x17.limbeck.v1.KnobChangedH\x00\x12\x37\n\x10\x63heckpoint_saved\x18\x13 \x01(\x0b\x32\x1b.limbeck.v1.CheckpointSavedH\x00\x12&\n\x07rewound\x18\x14 \x01(\x0b\x32\x13.limbeck.v1.RewoundH\x00\x12&\n\x07warning\x18\x15 \x01(\x0b\x32\x13.limbeck.v1.WarningH\x00\x12\x37\n\x10teacher_starting\x18\x16 \x01(\x0b\x32\x1b.limbeck.v1.TeacherStartingH\x00\x42\x06\n\x04kind\"<\n\nRunStarted\x12\x17\n\x0flimbeck_version\x18\x01 \x01(\t\x12\x15\n\rrecipe_digest\x18\x02 \x01(\t\"\x1e\n\x0bRunFinished\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\",\n\tRunFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0eRunInterrupted\x12\x0e\n\x06signal\x18\x01 \x01(\t\"9\n\x0cStageStarted\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\"\xaa\x01\n\rStageFinished\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x37\n\x07\x66igures\x18\x04 \x03(\x0b\x32&.limbeck.v1.StageFinished.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\"i\n\x07Metrics\x12/\n\x06values\x18\x01 \x03(\x0b\x32\x1f.limbeck.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x0bKnobChanged\x12\x0c\n\x04knob\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x01\".\n\x0f\x43heckpointSaved\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"@\n\x07Rewound\x12\x0f\n\x07to_step\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x10\n\x08rejected\x18\x03 \x03(\t\"*\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0fTeacherStarting\x12\r\n\x05phase\x18\x01 \x01(\tB%Z#limbeck.dev/go/limbeck/v1;limbeckv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limbeck/v1/event.proto\x12\nlimbeck.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16limbeck/v1/error.proto\"\xa1\x07\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\r\n\x05stage\x18\x06 \x01(\t\x12-\n\x0brun_started\x18\n \x01(\x0b\x32\x16.limbeck.v1.RunStartedH\x00\x12/\n\x0crun_finished\x18\x0b \x01(\x0b\x32\x17.limbeck.v1.RunFinishedH\x00\x12+\n\nrun_failed\x18\x0c \x01(\x0b\x32\x15.limbeck.v1.RunFailedH\x00\x12\x35\n\x0frun_interrupted\x18\r \x01(\x0b\x32\x1a.limbeck.v1.RunInterruptedH\x00\x12\x31\n\rstage_started\x18\x0e \x01(\x0b\x32\x18.limbeck.v1.StageStartedH\x00\x12\x33\n\x0estage_finished\x18\x0f \x01(\x0b\x32\x19.limbeck.v1.StageFinishedH\x00\x12(\n\x08progress\x18\x10 \x01(\x0b\x32\x14.limbeck.v1.ProgressH\x00\x12&\n\x07metrics\x18\x11 \x01(\x0b\x32\x13.limbeck.v1.MetricsH\x00\x12/\n\x0cknob_changed\x18\x12 \x01(\x0b\x32\x17.limbeck.v1.KnobChangedH\x00\x12\x37\n\x10\x63heckpoint_saved\x18\x13 \x01(\x0b\x32\x1b.limbeck.v1.CheckpointSavedH\x00\x12&\n\x07rewound\x18\x14 \x01(\x0b\x32\x13.limbeck.v1.RewoundH\x00\x12&\n\x07warning\x18\x15 \x01(\x0b\x32\x13.limbeck.v1.WarningH\x00\x12\x37\n\x10teacher_starting\x18\x16 \x01(\x0b\x32\x1b.limbeck.v1.TeacherStartingH\x00\x12\x31\n\rstate_changed\x18\x17 \x01(\x0b\x32\x18.limbeck.v1.StateChangedH\x00\x12$\n\x06sample\x18\x18 \x01(\x0b\x32\x12.limbeck.v1.SampleH\x00\x12,\n\nevaluation\x18\x19 \x01(\x0b\x32\x16.limbeck.v1.EvaluationH\x00\x12\x1e\n\x03log\x18\x1a \x01(\x0b\x32\x0f.limbeck.v1.LogH\x00\x42\x06\n\x04kind\"U\n\x0cStateChanged\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.limbeck.v1.RunState\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.limbeck.v1.Error\"5\n\x06Sample\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\"\x81\x01\n\nEvaluation\x12\r\n\x05model\x18\x01 \x01(\t\x12\x34\n\x07\x66igures\x18\x02 \x03(\x0b\x32#.limbeck.v1.Evaluation.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x03Log\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0e\n\x06logger\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"<\n\nRunStarted\x12\x17\n\x0flimbeck_version\x18\x01 \x01(\t\x12\x15\n\rrecipe_digest\x18\x02 \x01(\t\"\x1e\n\x0bRunFinished\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\",\n\tRunFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0eRunInterrupted\x12\x0e\n\x06signal\x18\x01 \x01(\t\"9\n\x0cStageStarted\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0c\n\x04\x64one\x18\x03 \x01(\x04\"\xaa\x01\n\rStageFinished\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07skipped\x18\x02 \x01(\x08\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x37\n\x07\x66igures\x18\x04 \x03(\x0b\x32&.limbeck.v1.StageFinished.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"5\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04unit\x18\x03 \x01(\t\"i\n\x07Metrics\x12/\n\x06values\x18\x01 \x03(\x0b\x32\x1f.limbeck.v1.Metrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\":\n\x0bKnobChanged\x12\x0c\n\x04knob\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x01\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x01\".\n\x0f\x43heckpointSaved\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"@\n\x07Rewound\x12\x0f\n\x07to_step\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x10\n\x08rejected\x18\x03 \x03(\t\"*\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0fTeacherStarting\x12\r\n\x05phase\x18\x01 \x01(\t*\x92\x03\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_CREATED\x10\x01\x12\x18\n\x14RUN_STATE_VALIDATING\x10\x02\x12\x14\n\x10RUN_STATE_QUEUED\x10\x03\x12\x18\n\x14RUN_STATE_GENERATING\x10\x04\x12\x17\n\x13RUN_STATE_PREPARING\x10\x05\x12\x17\n\x13RUN_STATE_LABELLING\x10\x06\x12\x16\n\x12RUN_STATE_TRAINING\x10\x07\x12\x18\n\x14RUN_STATE_EVALUATING\x10\x08\x12\x17\n\x13RUN_STATE_REPORTING\x10\t\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\n\x12\x15\n\x11RUN_STATE_PAUSING\x10\x0b\x12\x14\n\x10RUN_STATE_PAUSED\x10\x0c\x12\x18\n\x14RUN_STATE_CANCELLING\x10\r\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x0e\x12\x14\n\x10RUN_STATE_FAILED\x10\x0f\x42%Z#limbeck.dev/go/limbeck/v1;limbeckv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,40 +34,54 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'limbeck.v1.event_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z#limbeck.dev/go/limbeck/v1;limbeckv1'
+  _globals['_EVALUATION_FIGURESENTRY']._loaded_options = None
+  _globals['_EVALUATION_FIGURESENTRY']._serialized_options = b'8\001'
   _globals['_STAGEFINISHED_FIGURESENTRY']._loaded_options = None
   _globals['_STAGEFINISHED_FIGURESENTRY']._serialized_options = b'8\001'
   _globals['_METRICS_VALUESENTRY']._loaded_options = None
   _globals['_METRICS_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_EVENT']._serialized_start=72
-  _globals['_EVENT']._serialized_end=834
-  _globals['_RUNSTARTED']._serialized_start=836
-  _globals['_RUNSTARTED']._serialized_end=896
-  _globals['_RUNFINISHED']._serialized_start=898
-  _globals['_RUNFINISHED']._serialized_end=928
-  _globals['_RUNFAILED']._serialized_start=930
-  _globals['_RUNFAILED']._serialized_end=974
-  _globals['_RUNINTERRUPTED']._serialized_start=976
-  _globals['_RUNINTERRUPTED']._serialized_end=1008
-  _globals['_STAGESTARTED']._serialized_start=1010
-  _globals['_STAGESTARTED']._serialized_end=1067
-  _globals['_STAGEFINISHED']._serialized_start=1070
-  _globals['_STAGEFINISHED']._serialized_end=1240
-  _globals['_STAGEFINISHED_FIGURESENTRY']._serialized_start=1194
-  _globals['_STAGEFINISHED_FIGURESENTRY']._serialized_end=1240
-  _globals['_PROGRESS']._serialized_start=1242
-  _globals['_PROGRESS']._serialized_end=1295
-  _globals['_METRICS']._serialized_start=1297
-  _globals['_METRICS']._serialized_end=1402
-  _globals['_METRICS_VALUESENTRY']._serialized_start=1357
-  _globals['_METRICS_VALUESENTRY']._serialized_end=1402
-  _globals['_KNOBCHANGED']._serialized_start=1404
-  _globals['_KNOBCHANGED']._serialized_end=1462
-  _globals['_CHECKPOINTSAVED']._serialized_start=1464
-  _globals['_CHECKPOINTSAVED']._serialized_end=1510
-  _globals['_REWOUND']._serialized_start=1512
-  _globals['_REWOUND']._serialized_end=1576
-  _globals['_WARNING']._serialized_start=1578
-  _globals['_WARNING']._serialized_end=1620
-  _globals['_TEACHERSTARTING']._serialized_start=1622
-  _globals['_TEACHERSTARTING']._serialized_end=1654
+  _globals['_RUNSTATE']._serialized_start=2177
+  _globals['_RUNSTATE']._serialized_end=2579
+  _globals['_EVENT']._serialized_start=96
+  _globals['_EVENT']._serialized_end=1025
+  _globals['_STATECHANGED']._serialized_start=1027
+  _globals['_STATECHANGED']._serialized_end=1112
+  _globals['_SAMPLE']._serialized_start=1114
+  _globals['_SAMPLE']._serialized_end=1167
+  _globals['_EVALUATION']._serialized_start=1170
+  _globals['_EVALUATION']._serialized_end=1299
+  _globals['_EVALUATION_FIGURESENTRY']._serialized_start=1253
+  _globals['_EVALUATION_FIGURESENTRY']._serialized_end=1299
+  _globals['_LOG']._serialized_start=1301
+  _globals['_LOG']._serialized_end=1354
+  _globals['_RUNSTARTED']._serialized_start=1356
+  _globals['_RUNSTARTED']._serialized_end=1416
+  _globals['_RUNFINISHED']._serialized_start=1418
+  _globals['_RUNFINISHED']._serialized_end=1448
+  _globals['_RUNFAILED']._serialized_start=1450
+  _globals['_RUNFAILED']._serialized_end=1494
+  _globals['_RUNINTERRUPTED']._serialized_start=1496
+  _globals['_RUNINTERRUPTED']._serialized_end=1528
+  _globals['_STAGESTARTED']._serialized_start=1530
+  _globals['_STAGESTARTED']._serialized_end=1587
+  _globals['_STAGEFINISHED']._serialized_start=1590
+  _globals['_STAGEFINISHED']._serialized_end=1760
+  _globals['_STAGEFINISHED_FIGURESENTRY']._serialized_start=1253
+  _globals['_STAGEFINISHED_FIGURESENTRY']._serialized_end=1299
+  _globals['_PROGRESS']._serialized_start=1762
+  _globals['_PROGRESS']._serialized_end=1815
+  _globals['_METRICS']._serialized_start=1817
+  _globals['_METRICS']._serialized_end=1922
+  _globals['_METRICS_VALUESENTRY']._serialized_start=1877
+  _globals['_METRICS_VALUESENTRY']._serialized_end=1922
+  _globals['_KNOBCHANGED']._serialized_start=1924
+  _globals['_KNOBCHANGED']._serialized_end=1982
+  _globals['_CHECKPOINTSAVED']._serialized_start=1984
+  _globals['_CHECKPOINTSAVED']._serialized_end=2030
+  _globals['_REWOUND']._serialized_start=2032
+  _globals['_REWOUND']._serialized_end=2096
+  _globals['_WARNING']._serialized_start=2098
+  _globals['_WARNING']._serialized_end=2140
+  _globals['_TEACHERSTARTING']._serialized_start=2142
+  _globals['_TEACHERSTARTING']._serialized_end=2174
 # @@protoc_insertion_point(module_scope)

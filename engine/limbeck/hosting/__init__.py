@@ -1,0 +1,1 @@
+"""Runs of a server: their processes, queue, index, history and files."""

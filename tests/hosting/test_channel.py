@@ -1,0 +1,50 @@
+"""Lines between a server and the process of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting.channel import LARGEST, Decoder, Start, encode, error_fields, error_of
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_messages_arrive_however_their_bytes_are_cut(size: int) -> None:
+    messages = [{"tick": 1}, {"stop": "pause"}, {"text": "Zeile\nUmbruch\u2028 ü \ud800", "none": None}]
+    raw = b"".join(map(encode, messages))
+    decoder = Decoder()
+    found = [message for start in range(0, len(raw), size) for message in decoder.feed(raw[start : start + size])]
+    assert found == messages
+
+
+def test_a_message_is_one_line() -> None:
+    assert encode({"text": "a\nb\r\u2028"}).count(b"\n") == 1
+
+
+@pytest.mark.parametrize("line", [b"[1]\n", b"null\n", b"{\n", b"\xff\n"])
+def test_what_is_no_message_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError, match="is not JSON"):
+        Decoder().feed(line)
+
+
+def test_a_line_without_end_is_refused_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        encode({"text": "x" * LARGEST})
+    with pytest.raises(ValueError, match="more than"):
+        Decoder().feed(b"x" * (LARGEST + 1))
+
+
+def test_an_error_comes_as_it_was_sent() -> None:
+    problem = Problem("was 3, allowed is 2", file="recipe", line=3, column=1, field="losses[0]", hint="lower it")
+    sent = LimbeckError(Reason.RECIPE_INVALID, "Two faults.", [problem, Problem("no place")])
+    (message,) = Decoder().feed(encode({"error": error_fields(sent)}))
+    got = error_of(message["error"])
+    assert (got.reason, got.message, got.problems) == (sent.reason, sent.message, sent.problems)
+
+
+def test_a_start_comes_as_it_was_sent() -> None:
+    start = Start("run", Path("/w/.run-1.yaml"), Path("/w"), (Path("/models"),), resume=True)
+    (message,) = Decoder().feed(encode(start.message()))
+    assert Start.of(message) == start

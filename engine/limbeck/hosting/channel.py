@@ -78,7 +78,7 @@ class Decoder:
         self._rest = bytearray(rest)
         if len(rest) > LARGEST:
             raise ValueError(f"a line of more than {LARGEST:,} bytes")
-        return [_parse(line) for line in lines]
+        return [_parse(bytes(line)) for line in lines]
 
 
 def _parse(line: bytes) -> Message:

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.recipe import Bound
-from limbeck.service.kin import KEEP_MARK, MARK, end_kin
+from limbeck.hosting.kin import KEEP_MARK, MARK, end_kin
 from limbeck.service.link import Link
 
 Log = logging.LoggerAdapter[logging.Logger]

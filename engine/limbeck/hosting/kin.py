@@ -1,4 +1,4 @@
-"""The processes that a worker started, and those that these started: found and ended with it."""
+"""The processes that a worker, or a run's process, started, and those that these started: found and ended with it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ def end_kin(leader: int, mark: str) -> None:
             break
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
+
+
+def end_marked(mark: str) -> None:
+    """Kill what inherited a mark, and its kin: what a server that died left. Linux only.
+
+    Nothing is killed by its number, which another process may have by now.
+    """
+    for _ in range(10):
+        kin = _kin(set(), mark) - {os.getpid()}
+        for pid in kin:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not kin:
+            break
 
 
 def _kin(leaders: set[int], mark: str) -> set[int]:

@@ -12,7 +12,7 @@ from limbeck.interfaces import LossConfig, LossPlugin, Needs, PluginKind
 from limbeck.plugins import Entry, Registry
 from limbeck.recipe.bound import Bound, BoundLoss, Bounds, knob_bounds
 from limbeck.recipe.document import Document, Path_, field_text
-from limbeck.recipe.paths import Resolver
+from limbeck.recipe.paths import Guard, Resolver
 from limbeck.recipe.problems import problems_of, show, unknown_field
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a loss or a teacher
@@ -26,10 +26,10 @@ class Binder:
     What has faults is bound without them where that can be done, so that the rules between parts can be checked too.
     """
 
-    def __init__(self, document: Document, registry: Registry) -> None:
+    def __init__(self, document: Document, registry: Registry, guard: Guard | None = None) -> None:
         self._document = document
         self._registry = registry
-        self.resolver = Resolver(document)
+        self.resolver = Resolver(document, guard)
         self.problems: list[Problem] = []
 
     def bind(self, kind: PluginKind, at: Path_) -> Bound | None:
@@ -132,7 +132,7 @@ class Binder:
         rest = {key: value for key, value in options.items() if key not in bad}
         model = entry.plugin.config
         try:
-            return model.model_validate(rest, context=Resolver(self._document).below(at))
+            return model.model_validate(rest, context=Resolver(self._document, self.resolver.guard).below(at))
         except ValidationError as hidden:
             if all(details["type"] == "extra_forbidden" for details in faults):
                 self.problems += problems_of(hidden, self._document, at, model)

@@ -95,12 +95,15 @@ def field_path(field: str) -> Path_:
     return tuple(int(index) if index else name for index, name in parts)
 
 
-def read_document(path: Path, *, must_have: str = "student:, data:, losses: and output:") -> Document:
+def read_document(
+    path: Path, *, must_have: str = "student:, data:, losses: and output:", text: str | None = None
+) -> Document:
     """Read a YAML file whose top is a mapping; `must_have` is what one that is none is told to hold.
 
-    Raises RECIPE_INVALID with the place of every fault.
+    With `text` it is read as if it stood in a file at `path`, which need not be there. Raises RECIPE_INVALID with the
+    place of every fault.
     """
-    document = Document(path, _read_text(path))
+    document = Document(path, _read_text(path) if text is None else text)
     try:
         _Builder(document).build()
     except MarkedYAMLError as error:

@@ -17,7 +17,7 @@ from limbeck.plugins import Registry
 from limbeck.recipe.binding import Binder
 from limbeck.recipe.bound import Bound, BoundLoss, dump
 from limbeck.recipe.document import Document, Path_, field_path, read_document
-from limbeck.recipe.paths import PathUse, Resolver, absolute, missing
+from limbeck.recipe.paths import Guard, PathUse, Resolver, absolute, missing
 from limbeck.recipe.problems import places_of, problems_of
 from limbeck.recipe.rules import cross_check, given
 from limbeck.recipe.schema import DataSpec, EvaluationSpec, RecipeFile, SignalsSpec, StudentSpec
@@ -148,14 +148,22 @@ def load_recipe(path: Path, registry: Registry, *, undecided: bool = False) -> R
     return draft.recipe
 
 
-def read_recipe(path: Path, registry: Registry, *, undecided: bool = False) -> Draft:
+def read_recipe(
+    path: Path,
+    registry: Registry,
+    *,
+    undecided: bool = False,
+    text: str | None = None,
+    guard: Guard | None = None,
+) -> Draft:
     """As :func:`load_recipe`, but a recipe with faults comes back as far as it is sound: its data can be checked too.
 
-    Raises RECIPE_INVALID where the file cannot be read.
+    With `text` it is read as if it stood in a file at `path`, whose folder is a real one; nothing is written. `guard`
+    says which paths it may name. Raises RECIPE_INVALID where the file cannot be read.
     """
-    file = Path(path).resolve()
-    document = read_document(file)
-    binder = Binder(document, registry)
+    file = Path(path).resolve() if text is None else Path(path)
+    document = read_document(file, text=text)
+    binder = Binder(document, registry, guard)
     content = _validate(document, binder)
     sections = document.value
     candidates = binder.bind_teachers()
@@ -172,6 +180,9 @@ def read_recipe(path: Path, registry: Registry, *, undecided: bool = False) -> D
     good = tuple(loss for loss in losses if loss is not None)
     crossed = cross_check(document, good, undecided=undecided)
     problems = [*document.problems, *binder.problems, *crossed]
+    if guard is not None:
+        told = {use.field for use in binder.resolver.uses} | {problem.field or "" for problem in binder.problems}
+        problems += guard.problems(document, told)
     if problems:
         problems += missing(file, tuple(binder.resolver.uses))
         problems = sorted(dict.fromkeys(problems), key=lambda one: (one.line or 0, one.column or 0))
@@ -213,7 +224,7 @@ def _validate(document: Document, binder: Binder) -> RecipeFile | None:
             if place and isinstance(holder, dict):
                 holder.pop(place[:2][-1], None)
     try:
-        return RecipeFile.model_validate(rest, context=Resolver(document).below(()))
+        return RecipeFile.model_validate(rest, context=Resolver(document, binder.resolver.guard).below(()))
     except ValidationError:
         return None
 

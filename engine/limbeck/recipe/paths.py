@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from limbeck.errors import Problem
 from limbeck.recipe.document import Document, Path_, field_text
@@ -25,10 +26,31 @@ class PathUse:
     column: int | None
 
 
-class Resolver:
-    """Makes the paths of one recipe absolute, and remembers each with its place."""
+class Guard(Protocol):
+    """Says which paths a recipe may name.
 
-    def __init__(self, document: Document) -> None:
+    Paths come as they are written, before anything on disk is looked at. For one that it may not name a method raises
+    ValueError with what a person reads.
+    """
+
+    def path(self, written: str) -> None:
+        """One that is read."""
+
+    def made(self, written: str) -> None:
+        """One that is made where it is not there."""
+
+    def hub(self, name: str) -> None:
+        """A model that is no folder."""
+
+    def problems(self, document: Document, told: Collection[str]) -> list[Problem]:
+        """Problems of all that is not marked as a path, and of `output`. `told`: fields that have been looked at."""
+
+
+class Resolver:
+    """Makes the paths of one recipe absolute, and remembers each with its place. `guard`: which ones may be named."""
+
+    def __init__(self, document: Document, guard: Guard | None = None) -> None:
+        self.guard = guard
         self._document = document
         self._folder = document.path.parent
         self._at: Path_ = ()
@@ -42,18 +64,26 @@ class Resolver:
 
     def path(self, written: str, name: str | None = None) -> str:
         """A path of the local disk, in a field called `name`."""
+        if self.guard is not None:
+            self.guard.path(written)
         resolved = absolute(self._folder, written)
         self._note(written, resolved, name)
         return str(resolved)
 
     def made(self, written: str, _: str | None = None) -> str:
         """A path of the local disk that need not be there."""
+        if self.guard is not None:
+            self.guard.made(written)
         return str(absolute(self._folder, written))
 
     def model(self, written: str, name: str | None = None) -> str:
         """A folder where one exists or only one can be meant, else a hub id as it is."""
+        if self.guard is not None:
+            self.guard.path(written)
         resolved = absolute(self._folder, written)
         if _HUB_ID.fullmatch(written) and not resolved.is_dir():
+            if self.guard is not None:
+                self.guard.hub(written)
             return written
         self._note(written, resolved, name)
         return str(resolved)
@@ -85,6 +115,9 @@ def absolute(folder: Path, written: str) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
+WHERE = "relative paths are relative to the folder of the recipe"
+
+
 def missing(file: Path, uses: tuple[PathUse, ...]) -> list[Problem]:
     """One problem for each path that is not there, with the path as written and as resolved."""
     problems = []
@@ -93,6 +126,5 @@ def missing(file: Path, uses: tuple[PathUse, ...]) -> list[Problem]:
             continue
         what = "a link that leads nowhere" if use.resolved.is_symlink() else "not there"
         message = f"{use.written!r} is {what}; it means {use.resolved}"
-        hint = "relative paths are relative to the folder of the recipe"
-        problems.append(Problem(message, str(file), use.line, use.column, use.field, hint))
+        problems.append(Problem(message, str(file), use.line, use.column, use.field, WHERE))
     return problems

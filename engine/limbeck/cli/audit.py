@@ -45,10 +45,10 @@ def command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
     from limbeck.recipe import load_recipe
     from limbeck.runs.audit import audit_recipe
+    from limbeck.runs.libraries import prepare_libraries
 
     prepare_libraries()
     registry = load_plugins()

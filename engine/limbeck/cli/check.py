@@ -27,10 +27,10 @@ def command(recipe: Path, as_json: bool) -> None:
     Spends nothing: no weights are loaded, nothing is written. Prints the recipe with every default and absolute paths,
     and what it found; or else all problems in one go, with exit code 2 or 3.
     """
-    from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
     from limbeck.recipe import read_recipe
     from limbeck.recipe.resolved import dump_yaml
+    from limbeck.runs.libraries import prepare_libraries
     from limbeck.runs.preflight import check
 
     prepare_libraries()

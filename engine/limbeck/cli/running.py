@@ -14,6 +14,7 @@ import click
 from limbeck.cli import output
 from limbeck.cli.progress import Display, make_display
 from limbeck.errors import EXIT_SIGINT, LimbeckError
+from limbeck.runs.libraries import prepare_libraries
 from limbeck.runs.pipeline import run_recipe
 from limbeck.runs.stage import Interrupted
 from limbeck.runs.stopping import EXIT_CODES, StopSignal
@@ -74,19 +75,6 @@ def start(
                 click.echo(f"{name:<9}{_short(Path(places[name]))}, {places[f'{name}_sequences']:,} sequences")
         if "train" not in places:
             click.echo("train    nothing: signals.source is online, or no loss reads a teacher's top_k or target")
-
-
-def prepare_libraries() -> None:
-    """Keep progress bars and advice of libraries out of what this program shows; warnings stay.
-
-    Also lets torch, which reads it when first imported, take huge pages: buffers as large as a vocabulary are faster.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _interrupted(signal: str, recipe: Recipe, display: Display, as_json: bool) -> int:

@@ -33,8 +33,8 @@ def command(teachers: tuple[str, ...], signals: tuple[str, ...], as_json: bool, 
     The first line on stdout is the address. A stopped server answers what is under way, for up to 30 seconds; a
     second signal ends it at once.
     """
-    from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
+    from limbeck.runs.libraries import prepare_libraries
 
     prepare_libraries()
     from limbeck.service.logs import start_logging

@@ -43,10 +43,10 @@ def compare(ctx: click.Context, recipe: Path, rows: int, as_json: bool) -> None:
     are ranked, with 95 % intervals by a bootstrap over the rows; a warning tells of those that do not beat the student.
     Writes nothing. Teachers of a service are paid for.
     """
-    from limbeck.cli.running import prepare_libraries
     from limbeck.plugins import load_plugins
     from limbeck.recipe import load_recipe
     from limbeck.runs.compare import compare as contest
+    from limbeck.runs.libraries import prepare_libraries
     from limbeck.runs.ranking import judge
     from limbeck.runs.stage import Interrupted
     from limbeck.runs.stopping import EXIT_CODES, StopSignal

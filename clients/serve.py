@@ -33,7 +33,7 @@ SILENT_AFTER = 2.0  # seconds that a connection through `silent` is good
 _HEAD = """\
 teacher: {plugin: transformers, model: teacher}
 student: {from: teacher, layers: [0, 3]}
-data: {path: rows.jsonl, holdout: 4}
+data: {path: rows.jsonl, holdout: 4, max_length: 256}
 losses:
   - {plugin: forward_kl, weight: 0.9, top_k: 16, temperature: 2.0}
   - {plugin: cross_entropy, weight: 0.1}
@@ -42,20 +42,20 @@ losses:
 RECIPES = {
     "tiny": _HEAD
     + """\
-training: {learning_rate: 1.0e-3, max_steps: 30, per_device_train_batch_size: 4, save_steps: 10}
+training: {learning_rate: 1.0e-3, max_steps: 200, per_device_train_batch_size: 4, save_steps: 100}
 evaluation: {twin: false, samples: 1, max_new_tokens: 8}
 output: runs/OUTPUT
 """,
     "long": _HEAD
     + """\
-training: {learning_rate: 1.0e-5, max_steps: 4000, per_device_train_batch_size: 16, gradient_accumulation_steps: 2}
+training: {learning_rate: 1.0e-5, max_steps: 100000, per_device_train_batch_size: 16}
 evaluation: {twin: false, samples: 1, max_new_tokens: 8}
 output: runs/OUTPUT
 """,
     "invalid": """\
 teacher: {plugin: transformers, model: teacher}
 student: {from: teacher, layers: [3, 0]}
-data: {path: rows.jsonl, holdout: 4}
+data: {path: rows.jsonl, holdout: 4, max_length: 256}
 losses:
   - {plugin: forward_kll, weight: 0.9}
 training: {learning_rate: -1}
@@ -256,6 +256,8 @@ class Server:
 
 async def serve(base: Path, stack: ExitStack) -> None:
     """Make everything, say what is there, and wait for the end of stdin."""
+    from limbeck.client import connect
+
     workspace = make_workspace(base)
     (base / "workspace-tls").mkdir()
     (base / "teacher.yaml").write_text(f"plugin: echo\ntokenizer: {workspace / 'teacher'}\nmax_length: 512\n")
@@ -271,6 +273,8 @@ async def serve(base: Path, stack: ExitStack) -> None:
     stack.callback(safe.stop)
     write_expected(labelled, base / "signals.jsonl")
     address, tls_address = plain.address(), safe.address()
+    with connect(address, token_file=token_files["train"]) as client:
+        client.teacher(TEACHER, wait=120)
     proxy, silent = Relay(address), Relay(address, SILENT_AFTER)
     line = {
         "address": address,

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -299,10 +300,8 @@ async def serve(base: Path, stack: ExitStack) -> None:
 
 
 def _training(workspace: Path) -> list[str]:
-    known = subprocess.run(
-        [sys.executable, "-m", "limbeck.cli.main", "serve", "--help"], capture_output=True, text=True
-    )
-    return ["--workspace", str(workspace)] if "--workspace" in known.stdout else []  # until it is there
+    there = find_spec("limbeck.hosting.host") is not None  # until it is
+    return ["--workspace", str(workspace)] if there else []
 
 
 def main() -> None:

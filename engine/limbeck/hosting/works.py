@@ -1,0 +1,333 @@
+"""What works on the runs: the queue, a process for each run that has its turn, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.files import write_atomic
+from limbeck.hosting import channel
+from limbeck.hosting.ledger import Ledger
+from limbeck.hosting.limits import RunLimits
+from limbeck.hosting.outcome import End, outcome
+from limbeck.hosting.process import RunProcess, how, last_lines, open_log
+from limbeck.hosting.record import ENDED, Record, name_of
+from limbeck.hosting.retention import Retention
+from limbeck.v1 import event_pb2 as ev
+from limbeck.v1 import training_service_pb2 as pb
+from limbeck.v1.error_pb2 import Error
+
+LOCKED_SECONDS = 5.0  # until a run is tried again that another process works on
+
+
+class Works:
+    """Starts processes as there is room, hears them, and settles what their end means."""
+
+    def __init__(self, ledger: Ledger, limits: RunLimits, retention: Retention, command: Sequence[str]) -> None:
+        self._ledger, self._limits, self._retention, self._command = ledger, limits, retention, command
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+        self.checking = asyncio.Semaphore(1)  # one look at a recipe at a time: it loads models' configs and reads rows
+
+    # -------------------------------------------------------------------------------------------------- the queue
+
+    def pump(self) -> None:
+        """Start what has its turn."""
+        if self.closing:
+            return
+        records = list(self._ledger.records.values())
+        for record in sorted(records, key=lambda one: one.number):
+            if record.state == ev.RUN_STATE_VALIDATING and record.task is None and not record.lock.locked():
+                self._begin(record, check=True)
+        busy = sum(one.task is not None and not one.looking for one in records)
+        for record in self._ledger.queue():
+            if busy >= self._limits.max_runs:
+                return
+            if time.monotonic() >= record.not_before and not record.lock.locked():
+                self._begin(record, check=False)
+                busy += 1
+
+    def _begin(self, record: Record, *, check: bool) -> None:
+        record.looking = check
+        record.task = task = asyncio.ensure_future(self._live(record, check=check))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _live(self, record: Record, *, check: bool) -> None:
+        try:
+            if check:
+                async with self.checking:
+                    await self._attempt(record, check=True)
+            else:
+                await self._attempt(record, check=False)
+        except Exception:  # a fault of ours, in one run: the others go on
+            self._ledger.log(record).exception("the run's keeper failed")
+            record.not_before = time.monotonic() + LOCKED_SECONDS
+        finally:
+            record.task = None
+            self.pump()
+        await self._retention.apply()
+
+    async def _attempt(self, record: Record, *, check: bool) -> None:
+        """One process for a run, from its start to what its end means."""
+        log, ledger = self._ledger.log(record), self._ledger
+        async with record.lock:
+            expected = ev.RUN_STATE_VALIDATING if check else ev.RUN_STATE_QUEUED
+            if record.state != expected or self.closing:  # it was paused or cancelled while it had no process yet
+                return
+            try:
+                await ledger.say_rest(record)
+                self._lay_recipe(record)
+                output = open_log(ledger.folder(record))
+            except (LimbeckError, OSError) as fault:
+                await self._not_started(record, fault)
+                return
+            begin = os.fstat(output).st_size
+            record.mark, record.want, record.killed = uuid4().hex, "", False
+            try:
+                # first: a server that dies must know what to end
+                await ledger.save(record, must=True)
+                record.process = process = await RunProcess.start(
+                    self._start(record, check=check), record.mark, output, self._command
+                )
+            except (LimbeckError, OSError) as fault:
+                os.close(output)
+                await self._not_started(record, fault)
+                return
+        log.info("process %d starts%s", process.pid, ": a look at the recipe" if check else "")
+        words: dict[str, Any] = {}
+        try:
+            words = await self._hear(record, process, check=check)
+        finally:
+            code = await process.end()
+            said = last_lines(output, begin)
+            os.close(output)
+            log.info("process %d ended %s", process.pid, how(code))
+            async with record.lock:
+                record.process = None
+                await self._settle(record, words, self._crash(how(code), said), check=check)
+
+    def _start(self, record: Record, *, check: bool) -> channel.Start:
+        workspace, folder = self._ledger.workspace, self._ledger.folder(record)
+        resume = not check and (folder / "resolved.yaml").is_file()
+        do: Any = "check" if check else "run"
+        return channel.Start(do, workspace.recipe_file(record.run_id), workspace.root, workspace.read, resume)
+
+    def _lay_recipe(self, record: Record) -> None:
+        """Where somebody removed the recipe's file, put it there again."""
+        file = self._ledger.workspace.recipe_file(record.run_id)
+        if not file.is_file():
+            write_atomic(file, self._ledger.index.recipe(record.run_id))
+
+    async def _not_started(self, record: Record, fault: Exception) -> None:
+        """What keeps a run from its start: another process that works on it, a full disk, no memory."""
+        self._ledger.log(record).error("the run cannot be started: %s", fault)
+        record.mark = ""
+        if not self._ledger.is_there(record):
+            await self._ledger.leave(record)
+        elif isinstance(fault, LimbeckError) and fault.reason in (Reason.RUN_LOCKED, Reason.DISK_FULL):
+            record.not_before = time.monotonic() + LOCKED_SECONDS
+            if fault.reason == Reason.DISK_FULL and not record.unsaid.events:
+                await self._ledger.say(record, ev.RUN_STATE_FAILED, self._ledger.public_error(fault))
+        else:
+            error = fault if isinstance(fault, LimbeckError) else _crashed(f"it could not be started: {fault}")
+            await self._ledger.say(record, ev.RUN_STATE_FAILED, self._ledger.public_error(error))
+
+    # --------------------------------------------------------------------------------------------------- a process
+
+    async def _hear(self, record: Record, process: RunProcess, *, check: bool) -> dict[str, Any]:
+        """What a process says until it ends; its last word."""
+        loop, late = asyncio.get_running_loop(), None
+        words: dict[str, Any] = {}
+        if check:
+            late = loop.call_later(self._limits.check_seconds, process.kill)
+        else:
+            for number, values in self._ledger.index.knobs(record.run_id):
+                process.post({"knobs": {"id": number, "values": values}})
+        try:
+            async for messages in process.messages():
+                ticks = [int(message["tick"]) for message in messages if "tick" in message]
+                if ticks:
+                    await self._ledger.follow(record, max(ticks))
+                for message in messages:
+                    if "checked" in message or "ended" in message:
+                        words |= message
+                    elif "knobs" in message:
+                        with suppress(LimbeckError):  # a full disk: they are said again at the next start, to no harm
+                            await self._ledger.index.drop_knobs(record.run_id, int(message["knobs"]))
+                    elif "checkpoint" in message:
+                        _saved(record, message)
+        except (ValueError, TypeError, KeyError) as fault:  # it speaks nonsense: an end without a word
+            self._ledger.log(record).error("the run's process cannot be understood: %s", fault)
+        finally:
+            if late is not None:
+                late.cancel()
+        return words
+
+    def stop(self, record: Record, why: str) -> None:
+        """Ask a run's process to stop where the run can go on, and see to it that it does."""
+        process = record.process
+        if process is None:
+            return
+        if record.state == ev.RUN_STATE_VALIDATING:  # it has nothing to save
+            process.kill()
+            return
+        process.post({"stop": why})
+
+        def kill() -> None:
+            self._ledger.log(record).warning("process %d did not stop in time and is killed", process.pid)
+            record.killed = True
+            process.kill()
+
+        if record.late is not None:
+            record.late.cancel()
+        record.late = asyncio.get_running_loop().call_later(self._limits.patience, kill)
+
+    def _crash(self, how_: str, said: str) -> Error:
+        """The error of a run whose process ended without a word."""
+        public = self._ledger.workspace.public
+        hint = "ResumeRun lets it go on from its newest checkpoint"
+        problems = [Problem(f"it ended {how_}", hint=hint)]
+        if said:
+            problems.append(Problem(f"the last lines of its log:\n{said}", field="log.txt"))
+        error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=problems))
+        for problem in error.problems:
+            problem.message = public(problem.message)
+        return error
+
+    # ------------------------------------------------------------------------------------------------- what it means
+
+    async def _settle(self, record: Record, words: dict[str, Any], crash: Error, *, check: bool) -> None:
+        """Write down what the end of a run's process means."""
+        ledger = self._ledger
+        if record.late is not None:
+            record.late.cancel()
+            record.late = None
+        for waiting in record.saving.values():
+            if not waiting.done():
+                waiting.set_exception(not_training(record))
+        await ledger.follow(record)
+        with suppress(LimbeckError):  # it is our error that counts
+            if check:
+                await self._settle_check(record, words, crash)
+            elif self._is_locked(words):
+                record.not_before = time.monotonic() + LOCKED_SECONDS
+            else:
+                error = self._error(words) or crash
+                end = End(words.get("ended"), error, self.closing)
+                await self.settle(record, end)
+        record.mark, record.want, record.killed = "", "", False
+        if record.state in (ev.RUN_STATE_SUCCEEDED, ev.RUN_STATE_CANCELLED):
+            with suppress(LimbeckError):
+                await ledger.index.drop_knobs(record.run_id)
+        await ledger.save(record)
+
+    async def settle(self, record: Record, end: End) -> None:
+        """Say the state that follows the end of a run's process. Raises RUN_LOCKED where another one goes on."""
+        follows = outcome(record, end)
+        if follows is not None:
+            await self._ledger.say(record, *follows)
+
+    async def _settle_check(self, record: Record, words: dict[str, Any], crash: Error) -> None:
+        if record.want:
+            state = ev.RUN_STATE_CANCELLED if record.want == "cancel" else ev.RUN_STATE_PAUSED
+            await self._ledger.say(record, state)
+        elif "checked" in words and words["checked"]["error"] is None:
+            record.checked, record.turn = True, self._ledger.next_turn()
+            await self._ledger.say(record, ev.RUN_STATE_QUEUED)
+        elif not self.closing:
+            error = self._error(words.get("checked", words)) or crash
+            await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
+
+    def _error(self, words: dict[str, Any]) -> Error | None:
+        """The error that a process told of, as clients see it."""
+        fields = words.get("error")
+        try:
+            return self._ledger.public_error(channel.error_of(fields)) if fields else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _is_locked(self, words: dict[str, Any]) -> bool:
+        """Whether the process left since another one works on the run, `limbeck resume` say."""
+        return bool(words.get("error")) and words["error"].get("reason") == Reason.RUN_LOCKED
+
+    # ------------------------------------------------------------------------------------------------------- a look
+
+    async def check(self, recipe: str) -> dict[str, Any]:
+        """What a look at a recipe finds: `checked` of the channel. Raises RUN_CRASHED, DISK_FULL."""
+        workspace, ident = self._ledger.workspace, uuid4().hex
+        file = workspace.recipe_file(ident)
+        async with self.checking:
+            output = os.memfd_create("limbeck-check", os.MFD_CLOEXEC)
+            try:
+                write_atomic(file, recipe)
+                start = channel.Start("check", file, workspace.root, workspace.read)
+                try:
+                    process = await RunProcess.start(start, ident, output, self._command)
+                except OSError as fault:
+                    raise _crashed(f"it could not be started: {fault.strerror}") from fault
+                return await self._checked(process, output)
+            finally:
+                os.close(output)
+                file.unlink(missing_ok=True)
+
+    async def _checked(self, process: RunProcess, output: int) -> dict[str, Any]:
+        late = asyncio.get_running_loop().call_later(self._limits.check_seconds, process.kill)
+        found: dict[str, Any] | None = None
+        try:
+            with suppress(ValueError):
+                async for messages in process.messages():
+                    found = next((message["checked"] for message in messages if "checked" in message), found)
+        finally:
+            late.cancel()
+            code = await asyncio.shield(process.end())
+        if found is None:
+            public = self._ledger.workspace.public
+            problems = [Problem(f"the look at the recipe ended {how(code)}")]
+            if said := last_lines(output, 0):
+                problems.append(Problem(public(f"the last lines of its log:\n{said}")))
+            raise LimbeckError(Reason.RUN_CRASHED, problems=problems)
+        return found
+
+    async def close(self, grace: float) -> None:
+        """End all processes, within `grace` seconds where they can go on. Their runs go on with the next server."""
+        self.closing = True
+        for record in list(self._ledger.records.values()):
+            if not record.want:
+                self.stop(record, "server")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for record in list(self._ledger.records.values()):
+            if record.process is not None:
+                record.process.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _crashed(text: str) -> LimbeckError:
+    return LimbeckError(Reason.RUN_CRASHED, problems=[Problem(text)])
+
+
+def not_training(record: Record) -> LimbeckError:
+    """There is no training whose checkpoint could be saved."""
+    hint = None if record.state in ENDED else "ask while it is training"
+    message = f"it is {name_of(record.state)}: a checkpoint can be saved of a run that trains"
+    return LimbeckError(Reason.RUN_STATE, problems=[Problem(message, field="run_id", hint=hint)])
+
+
+def _saved(record: Record, message: dict[str, Any]) -> None:
+    """A checkpoint that was asked for is there, or cannot be."""
+    waiting = record.saving.pop(int(message["checkpoint"]), None)
+    if waiting is None or waiting.done():
+        return
+    if message.get("error"):
+        waiting.set_exception(channel.error_of(message["error"]))
+        return
+    saved = pb.Checkpoint(path=message["path"], step=message["step"], bytes=message["bytes"])
+    saved.time.GetCurrentTime()
+    waiting.set_result(saved)

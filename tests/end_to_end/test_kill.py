@@ -73,7 +73,9 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(
     assert f"limbeck resume {recipe}" in error
     assert "Traceback" not in error
     events = events_of(run)
-    assert events[-1]["run_interrupted"] == {"signal": name}
+    assert events[-2]["run_interrupted"] == {"signal": name}
+    states = [event["state_changed"]["state"] for event in events if "state_changed" in event]
+    assert states[-2:] == ["RUN_STATE_PAUSING", "RUN_STATE_PAUSED"]
     saved = [event["step"] for event in events if "checkpoint_saved" in event]
     assert saved[-1] == max((event["step"] for event in events if "metrics" in event), key=int)
     code, _, err = inside("resume", recipe)

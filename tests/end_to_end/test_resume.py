@@ -84,7 +84,10 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert str(tmp_path / "run") in done.stderr
     assert "bytes are free" in done.stderr
     assert "Traceback" not in done.stderr
-    assert events_of(tmp_path / "run")[-1]["run_failed"]["reason"] == "DISK_FULL"
+    *_, failed, state = events_of(tmp_path / "run")
+    assert failed["run_failed"]["reason"] == "DISK_FULL"
+    assert state["state_changed"]["state"] == "RUN_STATE_FAILED"
+    assert state["state_changed"]["error"]["reason"] == "DISK_FULL"
     code, _, err = inside("run", recipe)
     assert code == 0, err
     assert kill_points.differences(tmp_path / "run", finished / "run") == []  # type: ignore[attr-defined]

@@ -52,16 +52,39 @@ def test_the_history_is_gap_free_and_names_every_stage(finished: Path) -> None:
     events = events_of(finished / "run")
     assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
     assert kinds(events)[0] == "run_started"
-    assert kinds(events)[-1] == "run_finished"
+    assert kinds(events)[-2:] == ["run_finished", "state_changed"]
     for stage in STAGES:
         said = kinds(events, stage)
-        assert said[0] == "stage_started", stage
+        assert said[0] == ("stage_started" if stage == "twin" else "state_changed"), stage
         assert said[-1] == "stage_finished", stage
+    states = [
+        event["state_changed"]["state"].removeprefix("RUN_STATE_") for event in events if "state_changed" in event
+    ]
+    assert states == [
+        "GENERATING", "PREPARING", "LABELLING", "TRAINING", "EVALUATING", "REPORTING", "SUCCEEDED",
+    ]  # fmt: skip
     metrics = [event["metrics"]["values"] for event in events if event.get("stage") == "train" and "metrics" in event]
     assert len(metrics) == 8
     assert all({"loss", "losses.forward_kl", "losses.cross_entropy", "learning_rate"} <= set(one) for one in metrics)
     changed = [event["knob_changed"] for event in events if "knob_changed" in event]
     assert {"knob": "losses.forward_kl.temperature", "before": 2.0, "after": 1.0} in changed
+
+
+def test_the_history_shows_texts_and_the_figures_of_each_model(finished: Path) -> None:
+    events = events_of(finished / "run")
+    rows = [json.loads(line) for line in (finished / "run" / "rows" / "rows.jsonl").read_text().splitlines()]
+    written = [event["sample"] for event in events if "sample" in event and event["stage"] == "generate"]
+    assert written == [{"model": "teacher", "prompt": row["prompt"], "text": row["completion"]} for row in rows[:3]]
+    evaluation = json.loads((finished / "run" / "evaluation" / "evaluation.json").read_text())
+    told = {event["evaluation"]["model"]: event["evaluation"]["figures"] for event in events if "evaluation" in event}
+    assert list(told) == ["teacher", "untrained", "twin", "student"]
+    for model, figures in told.items():
+        assert figures == {name: value for name, value in evaluation["models"][model].items() if value is not None}
+    texts = evaluation["samples"][0]
+    shown = [event["sample"] for event in events if "sample" in event and event["stage"] == "evaluate"]
+    assert [(one["model"], one["prompt"], one["text"]) for one in shown] == [
+        (model, texts["prompt"], texts[model]) for model in ("teacher", "student")
+    ]
 
 
 def test_plain_output_has_a_few_lines_a_stage_no_codes_and_a_summary(finished: Path) -> None:
@@ -70,7 +93,7 @@ def test_plain_output_has_a_few_lines_a_stage_no_codes_and_a_summary(finished: P
     assert "\r" not in text
     for stage in STAGES:
         lines = [line for line in text.splitlines() if line.startswith(f"{stage}:")]
-        assert 2 <= len(lines) <= 7, lines
+        assert 2 <= len(lines) <= 11, lines
     for name in ("teacher", "untrained", "twin", "student"):
         assert any(line.startswith(name) for line in text.splitlines())
     assert str(Path("run", "report", "index.html")) in text
@@ -148,7 +171,7 @@ def test_a_reader_that_closes_early_ends_a_run_quietly_and_it_can_go_on(
     assert process.wait(120) == 141
     assert "Traceback" not in error
     assert "BrokenPipe" not in error
-    assert kinds(events_of(tmp_path / "run"))[-1] == "run_interrupted"
+    assert kinds(events_of(tmp_path / "run"))[-2] == "run_interrupted"
     code, _, err = inside("resume", tmp_path / "run")
     assert code == 0, err
 

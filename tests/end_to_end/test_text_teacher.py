@@ -235,7 +235,7 @@ def test_what_concerns_all_prompts_stops_the_run_with_everything_kept(
     assert len(lines(rows / "rows.jsonl")) == 16  # the last prompts of a window are answered first
     assert len(answers(recipe.parent / "run")) == 16 + 19
     assert usage(recipe)["calls"] == 35
-    assert kinds(events_of(recipe.parent / "run"))[-1] == "run_failed"
+    assert kinds(events_of(recipe.parent / "run"))[-2] == "run_failed"
     played(recipe, teacher)
     assert sorted(teacher.asked) == list(range(PROMPTS))
     assert usage(recipe)["calls"] == PROMPTS
@@ -254,7 +254,7 @@ def test_a_signal_stops_a_run_whose_answer_is_long_in_coming(project: Callable[.
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 143
-    assert kinds(events_of(tmp_path / "run"))[-1] == "run_interrupted"
+    assert kinds(events_of(tmp_path / "run"))[-2] == "run_interrupted"
     assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
 
 

@@ -16,7 +16,7 @@ from limbeck.report.numbers import duration
 from limbeck.report.rows import plain_figures
 from limbeck.report.spending import PREFIX, cost_text, counts_text, spending_text
 from limbeck.runs.events import to_json
-from limbeck.v1.event_pb2 import Event
+from limbeck.v1.event_pb2 import Event, RunState
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 60.0  # a slow stage says at least so often how far it is
 SHARES = 4  # plain lines of a stage: one at each quarter
 FIGURES = 6  # figures of a stage that are shown
+EVALUATED = ("perplexity", "forward_kl", "top1_agreement", "preference_accuracy")  # of a model's
+WIDTH = 60  # characters of a text that are shown
 
 
 class Display(Protocol):
@@ -40,13 +42,16 @@ class Display(Protocol):
     ) -> None: ...
 
 
-def make_display(*, as_json: bool) -> Display:
-    """JSON lines for `--json`, live bars where stdout is a terminal, plain lines elsewhere."""
+def make_display(*, as_json: bool, remote: bool = False) -> Display:
+    """JSON lines for `--json`, live bars where stdout is a terminal, plain lines elsewhere.
+
+    `remote`: the run is elsewhere, so that what its libraries said has not been seen here on stderr.
+    """
     import sys
 
     if as_json:
         return JsonLines()
-    return Bars() if sys.stdout.isatty() else Lines()
+    return Bars(remote=remote) if sys.stdout.isatty() else Lines(remote=remote)
 
 
 class _Open:
@@ -110,7 +115,8 @@ class Clock:
 class Lines(_Open):
     """A few lines a stage, without any control code."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, remote: bool = False) -> None:
+        self._remote = remote
         self._clock = Clock(0, 0, "")
         self._told = 0.0
         self._share = 0
@@ -132,7 +138,7 @@ class Lines(_Open):
             self._clock.done = event.progress.done
             line = self._due(event.stage)
         else:
-            line = message_text(event, self._knobs)
+            line = message_text(event, self._knobs, remote=self._remote)
         if line is not None:
             self._say(line)
 
@@ -162,7 +168,7 @@ class Bars:
 
     gone = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, remote: bool = False) -> None:
         from rich.progress import BarColumn, Progress, Task, TextColumn
         from rich.text import Text
 
@@ -174,6 +180,7 @@ class Bars:
                 return Text(f"{task.fields['text']}{seconds}")
 
         columns = (TextColumn("{task.description:<9}"), BarColumn(), Told(""))
+        self._remote = remote
         self._console = output.console()
         self._progress: Progress = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
@@ -204,7 +211,7 @@ class Bars:
             self._clock.done = event.progress.done
             self._progress.update(self._task, completed=event.progress.done, text=progress_text(self._clock))
         else:
-            line = message_text(event, self._knobs)
+            line = message_text(event, self._knobs, remote=self._remote)
             if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted"):
                 self._drop()
             if line is not None:
@@ -248,11 +255,12 @@ def progress_text(clock: Clock) -> str:
     return ", ".join(parts)
 
 
-def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
+def message_text(event: Event, knobs: dict[tuple[str, str], int], *, remote: bool = False) -> str | None:
     """The line that an event leaves behind; None for one that leaves none.
 
     `knobs`, kept here between calls: by stage and name, the step of each knob's latest change. A ramp, which moves at
-    each step, is told once.
+    each step, is told once. `remote`: the run is elsewhere, so that its states, errors and logs are known from events
+    alone.
     """
     kind = event.WhichOneof("kind")
     if kind == "stage_finished":
@@ -273,6 +281,17 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
         start = f"from step {said_of.to_step}" if said_of.to_step else "from the start"
         lines = [f"{event.stage}: goes on {start}", *(f"  passed over {fault}" for fault in said_of.rejected)]
         return "\n".join(lines)
+    if kind == "evaluation":
+        known = event.evaluation.figures
+        figures = [f"{name} {_figure(known[name])}" for name in EVALUATED if name in known]
+        return f"{event.stage}: {event.evaluation.model}: {', '.join(figures)}" if figures else None
+    if kind == "sample":
+        shown = event.sample
+        return f"{event.stage}: {shown.model}: {_brief(shown.prompt, end=True)} → {_brief(shown.text)}"
+    if remote and kind == "log":
+        return f"{event.log.level.lower()}: {_brief(event.log.message, 4 * WIDTH)} [{event.log.logger}]"
+    if remote and kind == "state_changed":
+        return _state_text(event)
     if kind == "knob_changed" and event.knob_changed.before != event.knob_changed.after:
         said_knob = event.knob_changed
         key = (event.stage, said_knob.knob)
@@ -281,6 +300,32 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int]) -> str | None:
             return None
         return f"{event.stage}: {said_knob.knob} {said_knob.before:g} → {said_knob.after:g} at step {event.step}"
     return None
+
+
+_WORTH_A_LINE = ("queued", "pausing", "paused", "cancelling", "cancelled", "failed", "succeeded")  # no stage says it
+
+
+def _state_text(event: Event) -> str | None:
+    """Of a run that is elsewhere; what failed it, with what to do."""
+    said = event.state_changed
+    name = RunState.Name(said.state).removeprefix("RUN_STATE_").lower()
+    if name not in _WORTH_A_LINE:
+        return None
+    lines = [name]
+    if said.HasField("error"):
+        lines[0] += f": {said.error.message} [{said.error.reason}]"
+        for problem in said.error.problems:
+            place = f"{problem.field}: " if problem.field else ""
+            lines.append(f"  {place}{problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+    return "\n".join(lines)
+
+
+def _brief(text: str, width: int = WIDTH, *, end: bool = False) -> str:
+    """A text of a model or a library in a line, without control codes; `end`: its end rather than its beginning."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    if len(line) <= width:
+        return line
+    return "…" + line[1 - width :] if end else line[: width - 1] + "…"
 
 
 def _figure(value: float) -> str:

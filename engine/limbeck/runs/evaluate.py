@@ -13,12 +13,13 @@ from limbeck.interfaces import Prompt, Sampling
 from limbeck.runs.contents import Contents
 from limbeck.runs.label import folder_of
 from limbeck.runs.prepare import HOLDOUT
+from limbeck.runs.samples import SAMPLES, sample
 from limbeck.runs.stage import Figures, Run
 from limbeck.runs.train import first_student
 
 if TYPE_CHECKING:
     from limbeck.data import Tokenizer, TokenSequence
-    from limbeck.report.evaluation import Aim, ModelFigures
+    from limbeck.report.evaluation import Aim, Evaluation, ModelFigures
     from limbeck.signals import SignalStore
 
 EVALUATION = "evaluation/evaluation.json"
@@ -39,6 +40,7 @@ class Evaluate:
     def run(self, run: Run) -> Figures:
         from limbeck.data import read_sequences
         from limbeck.report.evaluation import Evaluation, Holdout, ModelFigures, Sample
+        from limbeck.v1 import event_pb2
 
         sequences = read_sequences(run.path / HOLDOUT)
         tokenizer = run.contents.loaded_tokenizer
@@ -56,6 +58,8 @@ class Evaluate:
                     run.check_stop()
                     write_json(file, {"figures": figures.model_dump(mode="json"), "texts": texts})
                 parts[name] = json.loads(file.read_text("utf-8"))
+                known = {key: float(value) for key, value in parts[name]["figures"].items() if value is not None}
+                run.log.emit(event_pb2.Evaluation(model=name, figures=known))
         evaluation = Evaluation(
             models={name: ModelFigures(**part["figures"]) for name, part in parts.items()},
             holdout=Holdout(
@@ -76,9 +80,18 @@ class Evaluate:
             sampling={"temperature": 0.0, "max_new_tokens": run.recipe.evaluation.max_new_tokens},
         )
         write_atomic(run.path / EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
+        _show(run, evaluation)
         student = evaluation.models["student"].model_dump()
         named = ("perplexity", "forward_kl", "top1_agreement", "preference_accuracy", "preference_margin")
         return {"rows": len(sequences), "tokens": tokens} | {k: student[k] for k in named if student[k] is not None}
+
+
+def _show(run: Run, evaluation: Evaluation) -> None:
+    """Tell what the teacher and the student make of the first prompts."""
+    for texts in evaluation.samples[:SAMPLES]:
+        for model in ("teacher", "student"):
+            if (text := getattr(texts, model)) is not None:
+                run.log.emit(sample(model, texts.prompt, text))
 
 
 Measured = tuple["ModelFigures", list[str]]

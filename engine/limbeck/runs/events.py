@@ -19,12 +19,22 @@ KINDS = {
     for field in Event.DESCRIPTOR.oneofs_by_name["kind"].fields
     if field.message_type is not None
 }
+EVENTS = "events.jsonl"
 _FREQUENT = {"progress", "metrics"}  # enough that they survive the process; all others survive a power cut
 
 
 def to_json(event: Event) -> str:
     """The event's JSON mapping on one line: names as in the .proto, 64-bit integers and NaN as strings."""
     return MessageToJson(event, preserving_proto_field_name=True, indent=None, ensure_ascii=False)
+
+
+def append_event(folder: Path, run_id: str, message: Any) -> Event:
+    """Append one event to the history of the run in `folder`, outside of an attempt; it is on disk when this returns.
+
+    For whoever holds the folder while no attempt is at work. Reads the whole history. Raises LOG_DAMAGED, DISK_FULL.
+    """
+    with EventLog(folder / EVENTS, run_id, begins=False) as log:
+        return log.emit(message)
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -36,7 +46,8 @@ def read_events(path: Path) -> Iterator[Event]:
 class EventLog:
     """Appends a run's events; `emit` may be called from any thread.
 
-    Opening it begins an attempt: sequence numbers go on where the file ends, the attempt is one more than its last.
+    Opening it begins an attempt: sequence numbers go on where the file ends, the attempt is one more than its last;
+    the same without `begins`, for what is said between two.
     `display`, if given, is called with each event in the emitting thread: it must be quick and must not raise.
     """
 
@@ -48,11 +59,12 @@ class EventLog:
         observers: Sequence[tuple[str, Callable[[Event], object]]] = (),
         display: Callable[[Event], object] | None = None,
         queue_length: int = QUEUE_LENGTH,
+        begins: bool = True,
     ) -> None:
         self._log = AppendLog(path)
         last = self._log.last or {}
         self.sequence = int(last.get("sequence", 0))
-        self.attempt = int(last.get("attempt", 0)) + 1
+        self.attempt = int(last.get("attempt", 0)) + begins
         self.stage = ""
         self._run_id = run_id
         self._step = 0
@@ -97,12 +109,13 @@ class EventLog:
         """Say something that a person should know; the run goes on."""
         self.emit(Warning(reason=reason, message=message))
 
-    def finish(self, message: Any) -> None:
-        """Append the attempt's last event and close. Observers get a bounded time for what they have not seen."""
+    def finish(self, *messages: Any) -> None:
+        """Append the attempt's last events and close. Observers get a bounded time for what they have not seen."""
         self.begin_stage("")
         for fault in self._observers.drain(DRAIN_SECONDS):
             self.emit(fault)
-        self.emit(message)
+        for message in messages:
+            self.emit(message)
         self._observers.drain(DRAIN_SECONDS)
         self.close()
 

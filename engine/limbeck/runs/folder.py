@@ -14,6 +14,7 @@ import limbeck
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import FolderLock, write_atomic, write_json
 from limbeck.recipe.resolved import dump_yaml
+from limbeck.runs.events import EVENTS
 
 IDENTITY = "run.json"
 _TRACES = {".lock", f".{IDENTITY}.partial"}  # what a start that was killed at once may leave
@@ -91,7 +92,7 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """The run's history."""
-        return self.path / "events.jsonl"
+        return self.path / EVENTS
 
     @property
     def resolved(self) -> Path:

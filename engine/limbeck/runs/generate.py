@@ -16,6 +16,7 @@ from limbeck.interfaces import Generator, Sample, TextModel
 from limbeck.runs.contents import Contents
 from limbeck.runs.gate import SmokeGate, reason_of
 from limbeck.runs.said import SAID, SaidLog, said_logprobs
+from limbeck.runs.samples import SAMPLES, of_row, sample
 from limbeck.runs.spending import Spending
 from limbeck.runs.stage import PROGRESS_SECONDS, Figures, Run, in_bursts
 
@@ -139,6 +140,11 @@ class _Writer:
             count = self.generator.count()
             self.spending.tell(None if count is None else max(0, count - self.done))
 
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """Tell the first texts of a teacher."""
+        if self.model is not None and self.tally.rows < SAMPLES and (texts := of_row(row)) is not None:
+            self.run.log.emit(sample("teacher", *texts))
+
     async def write(self, advance: Callable[[int], None]) -> None:
         """Write what is left. Raises Interrupted where a signal came, with all on disk that was answered."""
         try:
@@ -172,6 +178,8 @@ class _Writer:
         if sample.rejected is not None:
             line["rejected"] = sample.rejected
         log.append(line, sync=False)
+        if log is self.rows:
+            self._show(line)
         self.tally.add(line)
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import limbeck
-from limbeck.errors import LimbeckError, Problem, Reason, told
+from limbeck.errors import LimbeckError, Problem, Reason, unexpected
 from limbeck.files import disk_errors
 from limbeck.runs.changes import refuse_changes
 from limbeck.runs.contents import Contents
@@ -18,18 +18,28 @@ from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder, check_folder
 from limbeck.runs.generate import Generate
 from limbeck.runs.label import Label
+from limbeck.runs.overheard import overhearing
 from limbeck.runs.prepare import Prepare
 from limbeck.runs.said import said_logprobs
 from limbeck.runs.stage import Interrupted, Run, Stage, execute, plan
+from limbeck.runs.states import States, last_state
+from limbeck.runs.stopping import StopSignal
 from limbeck.runs.train import Train, Twin
 from limbeck.runs.write import Report
-from limbeck.v1.event_pb2 import Event, RunFailed, RunFinished, RunInterrupted, RunStarted, TeacherStarting
+from limbeck.v1.event_pb2 import (
+    Event,
+    RunFailed,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StateChanged,
+    TeacherStarting,
+)
 
 if TYPE_CHECKING:
     from limbeck.plugins import Registry
     from limbeck.recipe import Recipe
-
-INTERNAL = "INTERNAL"  # reason of a RunFailed that is a fault of Limbeck's or of a plugin's
+    from limbeck.training.steering import Steering
 
 
 def stages_of(recipe: Recipe, until: str | None = None) -> list[Stage]:
@@ -60,12 +70,14 @@ def run_recipe(
     resume: bool = False,
     allow_changed: bool = False,
     until: str | None = None,
+    steering: Steering | None = None,
 ) -> Path:
     """Run what is not done yet, up to and with the stage `until`; returns the run's folder.
 
     Everything that can be known before is checked first, all problems at once, with nothing written. `resume` refuses
     a recipe that is not the folder's, naming each difference, unless `allow_changed`. `stop` gives the name of a signal
-    as soon as one came: what is needed to go on is then saved, and Interrupted raised.
+    as soon as one came: what is needed to go on is then saved, and Interrupted raised. `steering` is what is asked of
+    the training while it works.
     """
     from limbeck.runs.preflight import check
 
@@ -84,39 +96,58 @@ def run_recipe(
         recipe.placing(),
         RunFolder(recipe.output) as folder,
         EventLog(folder.events, folder.run_id, observers=registry.observers, display=display) as log,
-        TeacherDesk(recipe, lambda phase: log.emit(TeacherStarting(phase=phase)), lambda: _check(stop)) as desk,
     ):
         folder.record(recipe.path, recipe.text, recipe.resolved())
         log.emit(RunStarted(limbeck_version=limbeck.__version__, recipe_digest=recipe.digest))
         for warning in warnings:
             log.warn("PREFLIGHT", str(warning))
-        run = Run(recipe, contents, folder.path, log, desk, stop or (lambda: None), allow_changed)
-        last: Any = None
-        start = time.monotonic()
-        try:
-            with disk_errors(folder.path):
-                execute(run, plan(folder.path, stages, contents))
-            last = RunFinished(seconds=time.monotonic() - start)
-        except Interrupted as interrupted:
-            last = RunInterrupted(signal=interrupted.signal)
-            raise
-        except KeyboardInterrupt:
-            last = RunInterrupted(signal="SIGINT")
-            raise
-        except LimbeckError as error:
-            last = RunFailed(reason=error.reason, message=str(error))
-            raise
-        except BaseException as error:
-            last = RunFailed(reason=INTERNAL, message=told(error))
-            raise
-        finally:
-            _finish(log, last)
+        states = States(log)
+        if isinstance(stop, StopSignal):
+            stop.asked = states.stopping
+
+        def asked() -> str | None:
+            name = stop() if stop is not None else None
+            if name is not None:
+                states.stopping(name)
+            return name
+
+        with TeacherDesk(recipe, lambda phase: log.emit(TeacherStarting(phase=phase)), lambda: _check(asked)) as desk:
+            run = Run(recipe, contents, folder.path, log, desk, asked, allow_changed, steering, states.enter)
+            _attempt(run, stages, states, whole=until is None)
     return folder.path
 
 
-def _check(stop: Callable[[], str | None] | None) -> None:
+def _attempt(run: Run, stages: list[Stage], states: States, *, whole: bool) -> None:
+    """Work on the stages, and say how that ended, whatever happens."""
+    last: Any = None
+    fault: LimbeckError | None = None
+    start = time.monotonic()
+    try:
+        with disk_errors(run.path), overhearing(run.log.emit):
+            steps = plan(run.path, stages, run.contents)
+            if run.steering is not None and any(step.done for step in steps if step.stage.name == Train.name):
+                run.steering.finish(run.log)
+            execute(run, steps)
+        last = RunFinished(seconds=time.monotonic() - start)
+    except Interrupted as interrupted:
+        interrupted.signal = run.stop() or interrupted.signal  # a weightier request may have come since
+        last = RunInterrupted(signal=interrupted.signal)
+        raise
+    except KeyboardInterrupt:
+        last = RunInterrupted(signal="SIGINT")
+        raise
+    except BaseException as error:
+        fault = unexpected(error)
+        last = RunFailed(reason=fault.reason, message=str(fault))
+        raise
+    finally:
+        states.close()
+        _finish(run.log, last, last_state(last, fault, whole=whole))
+
+
+def _check(asked: Callable[[], str | None]) -> None:
     """Raise Interrupted where a signal came."""
-    signal = stop() if stop is not None else None
+    signal = asked()
     if signal is not None:
         raise Interrupted(signal)
 
@@ -141,10 +172,10 @@ def _all_done(recipe: Recipe, stages: list[Stage], contents: Contents) -> bool:
         return False
 
 
-def _finish(log: EventLog, last: Any) -> None:
+def _finish(log: EventLog, last: Any, state: StateChanged) -> None:
     """Say how the attempt ended. On a full disk the history ends earlier, and the first error is the one to tell."""
     try:
-        log.finish(last)
-    except LimbeckError:
+        log.finish(last, state)
+    except (LimbeckError, OSError):
         if isinstance(last, RunFinished):
             raise

@@ -21,6 +21,7 @@ from limbeck.v1.event_pb2 import Progress, StageFinished, StageStarted
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
+    from limbeck.training.steering import Steering
 
 PROGRESS_SECONDS = 1.0
 NAMED_FIELDS, NAMED = 4, 40  # changes that a warning names, and characters of each value
@@ -40,6 +41,7 @@ class Run:
     """What every stage is given: the recipe, digests of what it reads, the folder, the history, the stop signal.
 
     `desk` holds the teacher between stages. `allow_changed`: training goes on from a checkpoint of another recipe.
+    `steering`: what is asked of the training while it works. `entered` is told of each stage that begins.
     """
 
     recipe: Recipe
@@ -49,6 +51,8 @@ class Run:
     desk: TeacherDesk
     stop: Callable[[], str | None] = lambda: None
     allow_changed: bool = False
+    steering: Steering | None = None
+    entered: Callable[[str], object] = lambda stage: None
 
     def check_stop(self) -> None:
         """Raise Interrupted where a signal came: call it where all that was done is on disk."""
@@ -231,6 +235,7 @@ def execute(run: Run, steps: Sequence[Step]) -> None:
     for step in steps:
         run.check_stop()
         run.log.begin_stage(step.stage.name)
+        run.entered(step.stage.name)
         sealed = isinstance(step.stage, Sealed)
         if step.done:
             if sealed and (found := stamps(run.path, step.stage)) != step.record.stamps:

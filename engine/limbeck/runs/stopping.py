@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
@@ -11,13 +12,15 @@ from limbeck.errors import EXIT_SIGINT, EXIT_SIGTERM
 
 NOTICE = b"\nstopping where the run can go on; Ctrl-C again stops at once\n"
 EXIT_CODES = {"SIGINT": EXIT_SIGINT, "SIGTERM": EXIT_SIGTERM}
+_WEIGHTS = {"pause": 1, "cancel": 2}  # what a client asked for weighs more than a signal or the server's end
 
 
 class StopSignal:
     """While entered, remembers the first signal instead of dying of it; a call gives its name, or None.
 
     The first SIGINT is told of on stderr by `notice`, since the next place to stop may be far. The second raises
-    KeyboardInterrupt, a third ends the process whatever it does.
+    KeyboardInterrupt, a third ends the process whatever it does. `ask` is the same request from another thread;
+    `asked`, if set, is called with it there.
     """
 
     def __init__(self, notice: bytes = NOTICE) -> None:
@@ -25,9 +28,17 @@ class StopSignal:
         self._name: str | None = None
         self._interrupts = 0
         self._former: dict[int, object] = {}
+        self.asked: Callable[[str], object] | None = None
 
     def __call__(self) -> str | None:
         return self._name
+
+    def ask(self, name: str) -> None:
+        """Ask to stop: `pause`, `cancel` or `server`. A weightier request takes the place of the one before."""
+        if self._name is None or _WEIGHTS.get(name, 0) > _WEIGHTS.get(self._name, 0):
+            self._name = name
+            if (asked := self.asked) is not None:
+                asked(name)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._name = self._name or signal.Signals(number).name

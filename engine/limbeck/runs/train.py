@@ -43,6 +43,8 @@ class Train:
         from limbeck.report import model_card
 
         source = _source(run)
+        if run.steering is not None:
+            run.steering.begin()
         return _train(run, self, source, None, model_card(run.path))
 
 
@@ -139,9 +141,12 @@ def _train(
         run_folder=run.path,
     )
     job.folder.mkdir(parents=True, exist_ok=True)
-    result = train(job, run.log, run.stop)
+    steering = run.steering if losses is None else None  # a twin takes the values of its recipe
+    result = train(job, run.log, run.stop, steering)
     if result.interrupted is not None:
         raise Interrupted(result.interrupted)
+    if steering is not None:
+        steering.finish(run.log)
     export_student(result.model, result.tokenizer_folder, run.path / stage.outputs[0], card)
     return dict(result.figures)
 

@@ -4,6 +4,7 @@ from limbeck.training.evaluate import evaluate, teacher_figures
 from limbeck.training.export import export_student
 from limbeck.training.job import BatchSource, EventSink, TrainJob, TrainResult
 from limbeck.training.sources import CachedSource, NoSource, OnlineSource
+from limbeck.training.steering import Steering
 from limbeck.training.student import Student, build_student
 from limbeck.training.train import train
 
@@ -13,6 +14,7 @@ __all__ = [
     "EventSink",
     "NoSource",
     "OnlineSource",
+    "Steering",
     "Student",
     "TrainJob",
     "TrainResult",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.functional import Values
 from limbeck.interfaces import Scheduler
+from limbeck.training.steering import Steer
 
 if TYPE_CHECKING:
     from limbeck.recipe import BoundLoss
@@ -28,7 +29,7 @@ class Knobs:
     """The value of every knob of `losses` as a function of progress = step / max_steps.
 
     `temperatures`: those that the stored signals hold, None for a teacher that is asked each step. A knob is named
-    ``losses.NAME.FIELD``. State is JSON: the values in force and the schedulers' states.
+    ``losses.NAME.FIELD``. State is JSON: the values in force and the schedulers' states; steers are the journal's.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Knobs:
         self._temperatures = None if temperatures is None else tuple(temperatures)
         self._schedulers: dict[str, Scheduler] = {}
         self._fixed: dict[str, float] = {}
+        self._steers: list[Steer] = []
         self.in_force: dict[str, float] = {}
         for loss in losses:
             for field, knob in loss.knobs.items():
@@ -48,8 +50,26 @@ class Knobs:
                 else:
                     self._schedulers[name] = knob.make()
 
+    def faults(self, values: Mapping[str, float]) -> list[str]:
+        """Why knobs cannot take these values; empty where they can."""
+        known = {_name(loss, field): (loss, field) for loss in self._losses for field in loss.knobs}
+        faults = []
+        for name, value in values.items():
+            if name not in known:
+                faults.append(f"{name} is no knob; knobs are {', '.join(known)}")
+                continue
+            try:
+                self._check(*known[name], value)
+            except LimbeckError as error:
+                faults += [f"{name}: {problem.message}" for problem in error.problems]
+        return faults
+
+    def steer(self, steer: Steer) -> None:
+        """Let values prevail over the recipe's, and over those of earlier steers, from their step on."""
+        self._steers.append(steer)
+
     def advance(self, step: int, metrics: Mapping[str, float]) -> list[Change]:
-        """Put the values of the step after `step` finished ones in force; what changed by it.
+        """Put the values of the step after `step` finished ones in force; what changed by it, or was given just now.
 
         Raises KNOB_INVALID where a scheduler leaves its knob's range or the temperatures that are stored.
         """
@@ -58,13 +78,19 @@ class Knobs:
         for name, scheduler in self._schedulers.items():
             with working(f"in the schedule of {name}"):
                 now[name] = float(scheduler.value(progress, metrics))
+        before = now | self.in_force
+        given: set[str] = set()
+        for steer in self._steers:
+            if steer.step <= step:
+                now |= steer.values
+                given |= steer.values.keys() if steer.step == step else set()
         for loss in self._losses:
             for field in loss.knobs:
                 self._check(loss, field, now[_name(loss, field)])
         changes = [
-            Change(step, name, self.in_force[name], value)
+            Change(step, name, before[name], value)
             for name, value in now.items()
-            if name in self.in_force and self.in_force[name] != value
+            if name in given or (name in self.in_force and self.in_force[name] != value)
         ]
         self.in_force = now
         return changes

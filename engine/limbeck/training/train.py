@@ -20,6 +20,7 @@ from limbeck.training.checkpoints import Checkpoint, Checkpoints, Found
 from limbeck.training.job import EventSink, TrainJob, TrainResult, differences, fingerprint
 from limbeck.training.knobs import Knobs
 from limbeck.training.plan import Plan
+from limbeck.training.steering import Journal, Steering, refusal
 from limbeck.training.trainer import STATE, DistillTrainer
 from limbeck.v1.event_pb2 import Rewound, StageStarted
 
@@ -27,17 +28,25 @@ _STARTED = "training.json"
 _VERIFIED_TOKENS = 32
 
 
-def train(job: TrainJob, sink: EventSink, stop: Callable[[], str | None] = lambda: None) -> TrainResult:
+def train(
+    job: TrainJob,
+    sink: EventSink,
+    stop: Callable[[], str | None] = lambda: None,
+    steering: Steering | None = None,
+) -> TrainResult:
     """Run a training to its end, or until `stop` names a signal; then a checkpoint is saved first.
 
     Emits Rewound (on a resume), StageStarted, Progress, Metrics, KnobChanged and CheckpointSaved. With the same job,
-    thread count and machine a resumed training ends with the same bits as one that was never stopped. Raises
-    NOTHING_TO_TRAIN, LOSS_NOT_FINITE, KNOB_INVALID, RESUME_REFUSED, DISK_FULL, and what the source raises.
+    thread count and machine a resumed training ends with the same bits as one that was never stopped, also where
+    `steering` (of a training in one process) moved its knobs. Raises NOTHING_TO_TRAIN, LOSS_NOT_FINITE, KNOB_INVALID,
+    RESUME_REFUSED, DISK_FULL, LOG_DAMAGED, and what the source raises.
     """
     if not len(job.sequences):
         raise LimbeckError(Reason.NOTHING_TO_TRAIN)
     settings = job.recipe.training.arguments()
     args = _arguments(job, settings)
+    if steering is not None and args.world_size > 1:
+        raise ValueError("a training in several processes cannot be steered")
     plan = _plan(job, args)
     max_steps = _max_steps(args, plan)
     note = {"fingerprint": fingerprint(job, settings, args.world_size, torch.get_num_threads())}
@@ -52,6 +61,8 @@ def train(job: TrainJob, sink: EventSink, stop: Callable[[], str | None] = lambd
     use_cache = model.config.use_cache
     terms = _install(job, model, int(args.seed))
     knobs = Knobs(job.terms, max_steps, job.source.temperatures)
+    steering = steering or Steering()
+    journal = _replay(job, knobs, sink if args.process_index == 0 else None)
     try:
         if found is not None and start >= max_steps:  # Trainer would do one step more
             tensors.load_weights(model, found.folder)
@@ -60,7 +71,7 @@ def train(job: TrainJob, sink: EventSink, stop: Callable[[], str | None] = lambd
             return TrainResult(_plain(job, model, use_cache), student.tokenizer_folder, None, figures)
         trainer = DistillTrainer(
             model, args, job=job, plan=plan, terms=terms, knobs=knobs, checkpoints=checkpoints, note=note,
-            max_steps=max_steps, sink=sink, stop=stop, changed=changed,
+            max_steps=max_steps, sink=sink, stop=stop, steering=steering, journal=journal, changed=changed,
         )  # fmt: skip
         name = stop()
         if name is not None:
@@ -71,6 +82,7 @@ def train(job: TrainJob, sink: EventSink, stop: Callable[[], str | None] = lambd
         trainer.accelerator.free_memory()
         return TrainResult(_plain(job, plain, use_cache), student.tokenizer_folder, trainer.interrupted, figures)
     finally:
+        journal.close()
         job.source.close()
 
 
@@ -132,6 +144,17 @@ def _resume(
     if sink is not None:
         write_json(started, note)
     return checkpoint, bool(changes)
+
+
+def _replay(job: TrainJob, knobs: Knobs, sink: EventSink | None) -> Journal:
+    """Give the knobs again what they were given before; what a changed recipe does not allow any more is told."""
+    journal = Journal(job.folder)
+    for steer in journal.steers:
+        if not (faults := knobs.faults(steer.values)):
+            knobs.steer(steer)
+        elif sink is not None:
+            sink.emit(refusal(steer.values, faults))
+    return journal
 
 
 def _read(file: Path) -> dict[str, Any] | None:

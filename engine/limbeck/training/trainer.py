@@ -29,6 +29,7 @@ from limbeck.training.job import EventSink, TrainJob
 from limbeck.training.knobs import Knobs
 from limbeck.training.plan import EpochSampler, Plan
 from limbeck.training.sources import BatchSource
+from limbeck.training.steering import CheckpointId, Journal, Steering
 from limbeck.training.window import Window
 from limbeck.v1.event_pb2 import CheckpointSaved, KnobChanged, Metrics, Progress
 
@@ -83,7 +84,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     """Trains a model that :func:`limbeck.functional.install_head` prepared.
 
     A loss is divided by the counts of tokens, rows and pairs over all micro-batches of the step and all processes, so
-    accumulation and data parallelism change no number. Events go to `sink`; `stop` is asked after each step.
+    accumulation and data parallelism change no number. Events go to `sink`; `stop` is asked after each step, `steering`
+    before and after it.
     """
 
     # compute_loss divides by global counts already: Trainer must not divide by the accumulation steps again.
@@ -103,6 +105,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         max_steps: int,
         sink: EventSink,
         stop: Callable[[], str | None],
+        steering: Steering,
+        journal: Journal,
         changed: bool = False,
     ) -> None:
         self.steps_per_epoch = plan.steps_per_epoch(args.gradient_accumulation_steps)
@@ -111,6 +115,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.latest: dict[str, float] = {}
         self.interrupted: str | None = None
         self.stop = stop
+        self._steering, self._journal = steering, journal
+        self._wanted: list[CheckpointId] = []  # the next checkpoint is to be told to whom
         self._job, self._checkpoints, self._note, self._changed = job, checkpoints, note, changed
         self._top_k = max((term.top_k or 0 for term in terms if term.needs.primitive == "top_k"), default=0) or None
         self._sink = sink
@@ -139,8 +145,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """The micro-batches of one step, with the knobs of that step in force and its global counts taken."""
-        for change in self.knobs.advance(self.state.global_step, self.latest):
+        step = self.state.global_step
+        steered = self._steering.steer(step, self.knobs, self._journal, self.emit)
+        for change in self.knobs.advance(step, self.latest):
             self.emit(KnobChanged(knob=change.knob, before=change.before, after=change.after))
+        for number in steered:
+            self._steering.applied(number)
         samples = []
         counts = dict.fromkeys(("tokens", "rows", "pairs", "kept"), 0.0)
         for micro in itertools.islice(epoch_iterator, num_batches):
@@ -230,7 +240,16 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if main:
             checkpoint, size = self._checkpoints.commit(step, self._note)
-            self.emit(CheckpointSaved(path=self._job.relative(checkpoint.folder), bytes=size))
+            path = self._job.relative(checkpoint.folder)
+            self.emit(CheckpointSaved(path=path, bytes=size))
+            wanted, self._wanted = self._wanted, []
+            for name in wanted:
+                self._steering.saved(name, path, step, size)
+
+    def wants_checkpoint(self) -> bool:
+        """Whether somebody asks for a checkpoint of the step that has ended."""
+        self._wanted += self._steering.take_checkpoints()
+        return bool(self._wanted)
 
     def _own_state(self) -> dict[str, Any]:
         return {"knobs": self.knobs.state_dict(), "window": self.window.state_dict(), "latest": self.latest}
@@ -295,6 +314,8 @@ class _Flow(TrainerCallback):  # type: ignore[misc]
         elif (name := self._trainer.stop()) is not None:
             self._trainer.interrupted = name
             control.should_save = control.should_training_stop = True
+        if self._trainer.wants_checkpoint():
+            control.should_save = True
         return control
 
 

@@ -159,15 +159,19 @@ async def error_from(call: Any) -> tuple[grpc.StatusCode, LimbeckError]:
 
 
 @asynccontextmanager
-async def serving(bound: Bound, *, host: type | None = ScriptedHost, **more: Any) -> AsyncIterator[Served]:
-    """A server with the teacher `t`: the stand-in, or with host=None a real worker."""
-    config = ServeConfig(teachers={"t": bound}, listen="127.0.0.1:0", **more)
-    former = server_module.TeacherHost
+async def serving(
+    bound: Bound, *, host: type | None = ScriptedHost, runs: Any = None, **more: Any
+) -> AsyncIterator[Served]:
+    """A server with the teacher `t`: the stand-in, or with host=None a real worker. `runs`: a stand-in for its runs."""
+    config = ServeConfig(teachers={"t": bound}, **({"listen": "127.0.0.1:0"} | more))
+    former = server_module.TeacherHost, server_module.RunHost
     try:
-        server_module.TeacherHost = host or former
+        server_module.TeacherHost = host or server_module.TeacherHost
+        if runs is not None:
+            server_module.RunHost = lambda *args, **more: runs
         server = Server(config)
     finally:
-        server_module.TeacherHost = former
+        server_module.TeacherHost, server_module.RunHost = former
     address = await server.start()
     channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
     try:

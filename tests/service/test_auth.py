@@ -19,8 +19,10 @@ from limbeck.errors import LimbeckError, Reason
 from limbeck.service import auth
 from limbeck.service.auth import METHOD_ROLES, Role, Tokens, read_tokens
 from limbeck.service.config import Timing
+from limbeck.v1 import plugin_service_pb2, training_service_pb2
 from limbeck.v1 import teacher_service_pb2 as pb
 
+from .scripted_runs import RUN, ScriptedRuns
 from .served import error_from, item, serving, soon
 
 FIRST = {
@@ -30,6 +32,19 @@ FIRST = {
     "Generate": pb.GenerateRequest(start=pb.GenerateStart(teacher="t", sampling=pb.Sampling(max_new_tokens=1))),
     "GetOutputHead": pb.GetOutputHeadRequest(teacher="t"),
     "StreamSignals": pb.StreamSignalsRequest(dataset="d"),
+    "ValidateRecipe": training_service_pb2.ValidateRecipeRequest(recipe="a: 1"),
+    "CreateRun": training_service_pb2.CreateRunRequest(request_id="r", recipe="a: 1"),
+    "ListRuns": training_service_pb2.ListRunsRequest(),
+    "UpdateKnobs": training_service_pb2.UpdateKnobsRequest(run_id=RUN, values={"losses.kl.weight": 1.0}),
+    "DownloadArtifact": training_service_pb2.DownloadArtifactRequest(run_id=RUN, path="log.txt"),
+    **{
+        name: getattr(training_service_pb2, f"{name}Request")(run_id=RUN)
+        for name in (
+            *("GetRun", "CancelRun", "PauseRun", "ResumeRun", "SaveCheckpoint", "WatchRun"),
+            *("ListCheckpoints", "ListArtifacts"),
+        )
+    },
+    "ListPlugins": plugin_service_pb2.ListPluginsRequest(),
     "Check": health_pb2.HealthCheckRequest(),
     "Watch": health_pb2.HealthCheckRequest(),
     "ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(list_services=""),
@@ -55,6 +70,7 @@ def tokens(tmp_path: Path) -> Path:
         "tokens:\n"
         + entry("ann", "good", "score", TOMORROW)
         + entry("bob", "old", "admin", YESTERDAY)
+        + entry("tom", "trainer", "train")
         + entry("eve", "chief", "admin")
     )
     return file
@@ -63,7 +79,9 @@ def tokens(tmp_path: Path) -> Path:
 def methods_there() -> set[str]:
     """Every method of every service that the server offers, from the descriptors."""
     pool = descriptor_pool.Default()
-    names = ("limbeck.v1.TeacherService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+    ours = ("TeacherService", "TrainingService", "PluginService")
+    names = [*(f"limbeck.v1.{name}" for name in ours), "grpc.health.v1.Health"]
+    names.append("grpc.reflection.v1alpha.ServerReflection")
     return {f"/{name}/{method.name}" for name in names for method in pool.FindServiceByName(name).methods}
 
 
@@ -106,36 +124,48 @@ WRONG = {
 
 
 @pytest.mark.parametrize("credentials", WRONG)
-def test_no_method_lets_in_who_may_not(echo, tokens, monkeypatch, credentials):
+def test_no_method_lets_in_who_may_not(echo, tokens, tmp_path, monkeypatch, credentials):
     metadata, reason = WRONG[credentials]
     if credentials == "too weak":
         monkeypatch.setattr(auth, "METHOD_ROLES", {m: r and Role.train for m, r in METHOD_ROLES.items()})
 
     async def check():
-        async with serving(echo, tokens=tokens) as served:
+        runs = ScriptedRuns(tmp_path)
+        async with serving(echo, tokens=tokens, workspace=tmp_path / "runs", runs=runs) as served:
             for method in GUARDED:
                 code, error = await error_from(await called(served.channel, method, *metadata, say=False))
                 assert (code.name, error.reason) == (str(reason), reason), method
                 assert "good" not in str(error)
             assert served.host.asked == []
+            assert runs.asked == []
 
     asyncio.run(check())
 
 
-def test_every_method_lets_in_who_may(echo, tokens):
+@pytest.mark.parametrize("token", ["good", "trainer", "chief"])
+def test_every_method_lets_in_who_may_and_only_them(echo, tokens, tmp_path, token):
+    may = Role.score if token == "good" else Role.train
+
     async def check():
-        async with serving(echo, tokens=tokens) as served:
-            for token in ("good", "chief"):
-                for method in GUARDED:
-                    call = await called(served.channel, method, ("authorization", f"Bearer {token}"))
-                    if method.endswith("StreamSignals"):
-                        _, error = await error_from(call)
-                        assert error.reason is Reason.DATASET_UNKNOWN
-                    elif method.endswith(("ListTeachers", "GetTeacher")):
-                        await call
-                    else:
-                        assert await call.read() is not grpc.aio.EOF
-                        call.cancel()
+        runs = ScriptedRuns(tmp_path)
+        runs.past.say("it ended", over=True)
+        (tmp_path / "log.txt").write_text("lines")
+        async with serving(echo, tokens=tokens, workspace=tmp_path / "runs", runs=runs) as served:
+            for method in GUARDED:
+                call = await called(served.channel, method, ("authorization", f"Bearer {token}"))
+                if (METHOD_ROLES[method] or may) > may:
+                    _, error = await error_from(call)
+                    assert error.reason is Reason.PERMISSION_DENIED
+                elif method.endswith("StreamSignals"):
+                    _, error = await error_from(call)
+                    assert error.reason is Reason.DATASET_UNKNOWN
+                elif not hasattr(call, "read"):
+                    await call
+                else:
+                    assert await call.read() is not grpc.aio.EOF
+                    call.cancel()
+            called_runs = {what[0] for what in runs.asked}
+            assert ("create" in called_runs) == (token != "good")
 
     asyncio.run(check())
 

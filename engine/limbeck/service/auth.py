@@ -32,6 +32,7 @@ class Role(IntEnum):
 
 
 _TEACHERS = "/limbeck.v1.TeacherService/"
+_TRAINING = "/limbeck.v1.TrainingService/"
 # The least role of every method there is; None is open to all. What is not here is denied.
 METHOD_ROLES: dict[str, Role | None] = {
     f"{_TEACHERS}ListTeachers": Role.score,
@@ -40,6 +41,20 @@ METHOD_ROLES: dict[str, Role | None] = {
     f"{_TEACHERS}Generate": Role.score,
     f"{_TEACHERS}GetOutputHead": Role.score,
     f"{_TEACHERS}StreamSignals": Role.score,
+    f"{_TRAINING}ValidateRecipe": Role.train,
+    f"{_TRAINING}CreateRun": Role.train,
+    f"{_TRAINING}GetRun": Role.train,
+    f"{_TRAINING}ListRuns": Role.train,
+    f"{_TRAINING}CancelRun": Role.train,
+    f"{_TRAINING}PauseRun": Role.train,
+    f"{_TRAINING}ResumeRun": Role.train,
+    f"{_TRAINING}UpdateKnobs": Role.train,
+    f"{_TRAINING}SaveCheckpoint": Role.train,
+    f"{_TRAINING}WatchRun": Role.train,
+    f"{_TRAINING}ListCheckpoints": Role.train,
+    f"{_TRAINING}ListArtifacts": Role.train,
+    f"{_TRAINING}DownloadArtifact": Role.train,
+    "/limbeck.v1.PluginService/ListPlugins": Role.train,
     "/grpc.health.v1.Health/Check": None,
     "/grpc.health.v1.Health/List": None,
     "/grpc.health.v1.Health/Watch": None,

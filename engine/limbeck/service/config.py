@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from limbeck.client.tls import authorities_fault, certificate_fault
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting.borders import Borders
+from limbeck.hosting.limits import RunLimits
 from limbeck.plugins import Registry
 from limbeck.recipe import Bound
 from limbeck.recipe.teacher import load_teacher
@@ -65,12 +70,16 @@ class Address:
 class ServeConfig:
     """A server. `teachers` by name; `signals`: run folders by the name of their dataset.
 
+    `workspace`: the folder of its runs, None for a server without; `read`: folders that recipes may read besides.
     `insecure` allows an address that others reach without TLS. `allow_full` lets clients ask for whole rows. `faults`:
     what was wrong with what it was read from; told with the server's own problems.
     """
 
     teachers: Mapping[str, Bound] = field(default_factory=dict)
     signals: Mapping[str, Path] = field(default_factory=dict)
+    workspace: Path | None = None
+    read: Sequence[Path] = ()
+    runs: RunLimits = field(default_factory=RunLimits)
     listen: str = LISTEN
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -95,17 +104,39 @@ class ServeConfig:
 
     def problems(self) -> list[Problem]:
         """Every problem that can be told of the values alone."""
-        return [*self.faults, *self._names(), *self._addresses(), *self._tls()]
+        return [*self.faults, *self._names(), *self._runs(), *self._addresses(), *self._tls()]
 
     def _names(self) -> Iterator[Problem]:
-        if not self.teachers and not self.signals and not self.faults:
-            hint = "give --teacher NAME=FILE.yaml or --signals NAME=RUN_FOLDER"
-            yield Problem("there is nothing to serve: no teacher and no signals", hint=hint)
+        if not self.teachers and not self.signals and self.workspace is None and not self.faults:
+            hint = "give --teacher NAME=FILE.yaml, --signals NAME=RUN_FOLDER or --workspace FOLDER"
+            yield Problem("there is nothing to serve: no teacher, no signals and no runs", hint=hint)
         for option, names in (("--teacher", self.teachers), ("--signals", self.signals)):
             for name in names:
                 if not NAME.fullmatch(name):
                     allowed = "1 to 64 letters, digits, '.', '_' and '-', a letter or a digit first"
                     yield Problem(f"the name {name!r} is not {allowed}", field=option)
+
+    def _runs(self) -> Iterator[Problem]:
+        if self.workspace is None:
+            if self.read:
+                yield Problem("is for the recipes of runs", field="--read", hint="give --workspace too")
+            return
+        yield from _workspace(self.workspace)
+        for folder in self.read:
+            if not folder.is_dir():
+                yield Problem("there is no such folder", file=str(folder), field="--read")
+        borders = Borders(self.workspace, self.read)
+        for option, path in (("--tls-key", self.tls_key), ("--tokens", self.tokens)):
+            if path is not None and borders.holds(Path(os.path.realpath(path))):
+                hint = "move it out of --workspace and --read"
+                yield Problem("lies where a recipe from the network may read", str(path), field=option, hint=hint)
+        for option, value, least in (
+            ("--max-runs", self.runs.max_runs, 1),
+            ("--keep-runs", self.runs.keep_runs, 0),
+            ("--keep-gib", self.runs.keep_gib, 0),
+        ):
+            if not least <= value < math.inf:
+                yield Problem(f"is {value:g}, it must be at least {least}", field=option)
 
     def _addresses(self) -> Iterator[Problem]:
         for option, text in (("--listen", self.listen), ("--metrics", self.metrics)):
@@ -142,6 +173,30 @@ class ServeConfig:
             yield Problem(message, file=str(self.tls_cert), field="--tls-cert", hint=hint)
         if self.client_ca is not None and (fault := authorities_fault(self.client_ca)) is not None:
             yield Problem(f"cannot be used: {fault}", file=str(self.client_ca), field="--client-ca", hint="it is PEM")
+
+
+def _workspace(folder: Path) -> Iterator[Problem]:
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not place.is_dir():
+        what = "leads nowhere" if place.is_symlink() and not place.exists() else "is no folder"
+        yield Problem(what, file=str(place), field="--workspace")
+    elif not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        yield Problem("cannot be written to", file=str(place), field="--workspace")
+    elif Path(os.path.realpath(place)) == Path("/"):
+        yield Problem("is all of this machine, which no recipe from the network may have", field="--workspace")
+
+
+def read_limits(
+    workspace: Path | None, max_runs: int | None, keep_runs: int | None, keep_gib: float | None
+) -> tuple[RunLimits, list[Problem]]:
+    """How much runs may take, defaults for None; a problem for each that is given where there are no runs."""
+    asked: dict[str, Any] = {"max_runs": max_runs, "keep_runs": keep_runs, "keep_gib": keep_gib}
+    given = {name: value for name, value in asked.items() if value is not None}
+    problems = []
+    if workspace is None:
+        options = [f"--{name.replace('_', '-')}" for name in given]
+        problems = [Problem("is for runs", field=option, hint="give --workspace too") for option in options]
+    return replace(RunLimits(), **given), problems
 
 
 def read_teachers(given: Sequence[str], registry: Registry) -> tuple[dict[str, Bound], list[Problem]]:

@@ -15,14 +15,27 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from limbeck.errors import EXIT_OK, LimbeckError, Problem, Reason
+from limbeck.hosting import sandbox
+try:
+    from limbeck.hosting.host import RunHost
+except ModuleNotFoundError:  # TODO: part B
+    RunHost = None  # type: ignore
+from limbeck.hosting.workspace import Workspace
+from limbeck.plugins import load_plugins
 from limbeck.runs.stopping import EXIT_CODES
 from limbeck.service.auth import Access, Tokens
 from limbeck.service.config import ServeConfig, parse_address
 from limbeck.service.gate import Gate
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
+from limbeck.service.plugin_service import SERVICE as PLUGINS
+from limbeck.service.plugin_service import PluginService
+from limbeck.service.quotas import Clients
 from limbeck.service.replay import Dataset
-from limbeck.service.teacher_service import SERVICE, TeacherService
+from limbeck.service.teacher_service import SERVICE as TEACHERS
+from limbeck.service.teacher_service import TeacherService
+from limbeck.service.training_service import SERVICE as TRAINING
+from limbeck.service.training_service import TrainingService
 
 logger = logging.getLogger(__name__)
 GRACE = 30.0  # seconds that what is under way may take when the server stops
@@ -58,8 +71,13 @@ class Server:
         self.metrics = Metrics()
         self.hosts = {name: TeacherHost(name, bound, log=logger) for name, bound in config.teachers.items()}
         self.metrics.watch(lambda: self.hosts)
-        access = Access(self._tokens)
-        self.service = TeacherService(config, self.hosts, datasets, access, self.metrics)
+        access, clients = Access(self._tokens), Clients(config.limits)
+        self.service = TeacherService(config, self.hosts, datasets, access, clients, self.metrics)
+        self.plugins = PluginService(load_plugins())
+        self.runs = _runs(config)
+        self.training: TrainingService | None = None
+        if self.runs is not None:
+            self.training = TrainingService(self.runs, config.timing, access, clients, self.metrics)
         self._health = health.aio.HealthServicer()
         self._gate = Gate(access, self.metrics)
         self._server: Any = None
@@ -67,18 +85,25 @@ class Server:
         self.address = ""
 
     async def start(self) -> str:
-        """Listen, and start the teachers; returns HOST:PORT at once. Raises SERVER_INVALID for an address in use."""
+        """Listen, and start the teachers and the runs; returns HOST:PORT at once.
+
+        Raises SERVER_INVALID for an address in use, and what keeps the runs from being taken up again.
+        """
         await self._set_health(False)
         self._server = grpc.aio.server(interceptors=[self._gate], options=OPTIONS)
-        self._server.add_generic_rpc_handlers((self.service.handlers(),))
+        self._server.add_generic_rpc_handlers(tuple(one.handlers() for one in self._services()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [SERVICE, health.SERVICE_NAME]
+        names = [*self._names(), health.SERVICE_NAME]
         if self._config.address.loopback or self._tokens is not None:
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
         self.address = self._bind()
         if self._config.metrics is not None:
             address = self.metrics.serve(parse_address(self._config.metrics, "--metrics"))
             logger.info("metrics at http://%s/metrics", address)
+        if self.runs is not None:  # only now: a server that cannot listen touches no run
+            await self.runs.start()
+            if not sandbox.version():
+                logger.warning("this kernel has no Landlock: what runs open is checked by its path alone")
         await self._server.start()
         logger.info("listening", extra={"address": self.address, "tls": self._config.tls})
         if not self._config.address.loopback and self._tokens is None and self._config.client_ca is None:
@@ -89,25 +114,43 @@ class Server:
 
     async def stop(self, grace: float = GRACE) -> bool:
         """Drain: no new calls, those under way have `grace` seconds. Whether all of them ended by themselves."""
-        logger.info("draining", extra={"calls": self.service.busy})
+        logger.info("draining", extra={"calls": self.busy})
         await self._health.enter_graceful_shutdown()
         self.service.drain()
+        self.plugins.calls.draining = True
+        if self.training is not None:
+            self.training.calls.draining = True
+        runs = asyncio.create_task(self.runs.close(grace)) if self.runs is not None else None
         try:
             async with asyncio.timeout(grace):
-                while self.service.busy:
+                while self.busy:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             pass
-        drained = not self.service.busy
+        drained = not self.busy
+        if runs is not None:
+            await runs
         self.service.end()
         if self._server is not None:
-            await self._server.stop(FLUSH if self.service.busy else 0)
+            await self._server.stop(FLUSH if self.busy else 0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(host.close() for host in self.hosts.values()))
         self.metrics.close()
         return drained
+
+    @property
+    def busy(self) -> int:
+        """Calls under way."""
+        others = [self.plugins.calls, *([self.training.calls] if self.training is not None else [])]
+        return self.service.busy + sum(calls.under_way for calls in others)
+
+    def _services(self) -> list[Any]:
+        return [self.service, self.plugins, *([self.training] if self.training is not None else [])]
+
+    def _names(self) -> list[str]:
+        return [TEACHERS, PLUGINS, *([TRAINING] if self.training is not None else [])]
 
     def _bind(self) -> str:
         address = self._config.address
@@ -144,8 +187,18 @@ class Server:
 
     async def _set_health(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", SERVICE):
+        for service in ("", TEACHERS):
             await self._health.set(service, status)
+        for service in self._names()[1:]:  # these need no teacher
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+
+def _runs(config: ServeConfig) -> RunHost | None:
+    """What keeps the runs, where there are any."""
+    if config.workspace is None:
+        return None
+    config.workspace.mkdir(parents=True, exist_ok=True)
+    return RunHost(Workspace(config.workspace, config.read), config.runs, log=logger)
 
 
 @contextmanager

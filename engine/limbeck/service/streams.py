@@ -17,14 +17,16 @@ from typing import Any, ClassVar
 import grpc
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting.public import without_paths
 from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Caller
+from limbeck.service.calls import shutting_down
 from limbeck.service.config import Limits, Timing
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Share, Use
 from limbeck.service.requests import expect, invalid
-from limbeck.service.translate import parse, wire_error, without_paths
+from limbeck.service.translate import parse, wire_error
 from limbeck.v1 import teacher_service_pb2 as pb
 
 UNREAD = 1 << 20  # bytes of failures that a client may leave unread before nothing more is taken in
@@ -341,8 +343,3 @@ class Stream:
         self._seen = self._host.info
         if self._seen is not None and self._desk.information(self._host) != self._info:
             raise LimbeckError(Reason.TEACHER_MISMATCH, "The teacher was started again and is another one now.")
-
-
-def shutting_down() -> LimbeckError:
-    """Why a call ends while the server drains."""
-    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")

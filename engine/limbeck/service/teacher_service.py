@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import grpc
 
 from limbeck.errors import LimbeckError, Problem, Reason, nearest
+from limbeck.hosting.public import without_paths
 from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Access
+from limbeck.service.calls import Calls, shutting_down
 from limbeck.service.config import ServeConfig
 from limbeck.service.gate import CALL
 from limbeck.service.generate_stream import GenerateStream
@@ -20,8 +22,8 @@ from limbeck.service.metrics import Metrics
 from limbeck.service.quotas import Clients
 from limbeck.service.replay import Dataset, replay
 from limbeck.service.score_stream import ScoreStream
-from limbeck.service.streams import Desk, Stream, shutting_down
-from limbeck.service.translate import parse, wire_error, without_paths
+from limbeck.service.streams import Desk, Stream
+from limbeck.service.translate import parse, wire_error
 from limbeck.signals.messages import error_of
 from limbeck.v1 import teacher_service_pb2 as pb
 
@@ -37,38 +39,43 @@ class TeacherService:
         hosts: Mapping[str, TeacherHost],
         datasets: Mapping[str, Dataset],
         access: Access,
+        clients: Clients,
         metrics: Metrics,
     ) -> None:
         self._config, self._hosts, self._datasets, self._metrics = config, hosts, datasets, metrics
-        self._access = access
-        self._clients = Clients(config.limits)
+        self._access, self._clients = access, clients
         self._desk = Desk(
             self._host, self._describe, self._information, config.limits, config.timing, metrics, access.confirm
         )
         self._open: set[Stream] = set()
-        self._calls = 0
-        self.draining = False
+        self._calls = Calls()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """All methods of the service."""
+        counted = self._calls.counted
         made = {
-            "ListTeachers": grpc.unary_unary_rpc_method_handler(self._counted(self.list_teachers)),
-            "GetTeacher": grpc.unary_unary_rpc_method_handler(self._counted(self.get_teacher)),
-            "Score": grpc.stream_stream_rpc_method_handler(self._counted(self.score)),
-            "Generate": grpc.stream_stream_rpc_method_handler(self._counted(self.generate)),
-            "GetOutputHead": grpc.unary_stream_rpc_method_handler(self._counted(self.get_output_head)),
-            "StreamSignals": grpc.unary_stream_rpc_method_handler(self._counted(self.stream_signals)),
+            "ListTeachers": grpc.unary_unary_rpc_method_handler(counted(self.list_teachers)),
+            "GetTeacher": grpc.unary_unary_rpc_method_handler(counted(self.get_teacher)),
+            "Score": grpc.stream_stream_rpc_method_handler(counted(self.score)),
+            "Generate": grpc.stream_stream_rpc_method_handler(counted(self.generate)),
+            "GetOutputHead": grpc.unary_stream_rpc_method_handler(counted(self.get_output_head)),
+            "StreamSignals": grpc.unary_stream_rpc_method_handler(counted(self.stream_signals)),
         }
         return grpc.method_handlers_generic_handler(SERVICE, made)
 
     @property
     def busy(self) -> int:
         """Calls under way."""
-        return self._calls
+        return self._calls.under_way
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new calls are taken."""
+        return self._calls.draining
 
     def drain(self) -> None:
         """Take no new streams; those open finish what is under way."""
-        self.draining = True
+        self._calls.draining = True
         for stream in self._open:
             stream.drain()
 
@@ -114,8 +121,7 @@ class TeacherService:
             raise unknown(Reason.DATASET_UNKNOWN, "dataset", asked.dataset, list(self._datasets))
 
         def check() -> None:
-            if self.draining:
-                raise shutting_down()
+            self._calls.check()
             self._access.confirm(f"/{SERVICE}/StreamSignals", call.caller)
 
         sent = self._metrics.sent.labels("StreamSignals")
@@ -135,19 +141,6 @@ class TeacherService:
             await stream.run()
         finally:
             self._open.discard(stream)
-
-    def _counted(self, handler: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def call(request: Any, context: Any) -> Any:
-            if self.draining:
-                raise shutting_down()
-            self._calls += 1
-            CALL.get().held.callback(self._over)
-            return await handler(request, context)
-
-        return call
-
-    def _over(self) -> None:
-        self._calls -= 1
 
     def _host(self, name: str) -> TeacherHost:
         if name not in self._hosts:

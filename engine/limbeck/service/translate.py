@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -12,12 +11,12 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from limbeck.errors import CATALOGUE, LimbeckError, Problem, Reason
+from limbeck.hosting.public import without_paths
 from limbeck.signals.messages import error_message
 from limbeck.v1 import error_pb2
 
 DETAIL_BYTES = 4 << 10  # base64 and the text beside it keep the trailers under 7 KiB, and gRPC takes 8
 TEXT_BYTES = 512
-_PATH = re.compile(r"(?<![\w.:/])~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;:]|)")
 
 
 def public(error: LimbeckError) -> LimbeckError:
@@ -67,8 +66,3 @@ def parse(kind: type[Any], raw: bytes) -> Any:
         problem = Problem(f"{len(raw)} bytes are no {kind.DESCRIPTOR.full_name}")
         raise LimbeckError(Reason.REQUEST_INVALID, problems=[problem]) from error
     return message
-
-
-def without_paths(text: str) -> str:
-    """A text that clients see: of each path only its last name is left."""
-    return _PATH.sub("…/", text)

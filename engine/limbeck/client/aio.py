@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
+from limbeck.client.background import Stream, flat
 from limbeck.client.calls import Expectation, Generating, Scoring
 from limbeck.client.connection import Connection
 from limbeck.client.exchange import Exchange
 from limbeck.client.head import fetch_head
 from limbeck.client.link import Link, Times, Waiting
 from limbeck.client.replay import Replay, StoredSignal
+from limbeck.client.training import AsyncTraining
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, TeacherInfo, Want
 from limbeck.signals import Signal, SignalHeader
@@ -23,9 +25,6 @@ from limbeck.v1 import teacher_service_pb2 as pb
 
 CREDIT = 64 << 20
 POLL = 0.5  # seconds between two looks at a teacher that starts
-
-T_co = TypeVar("T_co", covariant=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +57,8 @@ class RemoteDataset:
     header: SignalHeader
 
 
-class Stream(Protocol[T_co]):
-    """What gives answers in lists, and None at the end."""
-
-    async def next(self) -> Sequence[T_co] | None: ...
-
-    async def close(self) -> None: ...
-
-
-class AsyncClient:
-    """Teachers and stored signals of a server; made by :func:`connect_async`, used in one event loop.
+class AsyncClient(AsyncTraining):
+    """Teachers, stored signals and runs of a server; made by :func:`connect_async`, used in one event loop.
 
     Every method raises LimbeckError with a reason of the catalogue: the server's, or SERVER_UNAVAILABLE where it was
     not reached, PEER_SILENT where it said nothing.
@@ -138,7 +129,7 @@ class AsyncClient:
         item that cannot be scored ends the call, after the answers before it.
         """
         stream = self.scoring(teacher, items, want, expect=expect, bfloat16=bfloat16, alone=alone, credit=credit)
-        return _flat(stream)
+        return flat(stream)
 
     def scoring(
         self,
@@ -164,7 +155,7 @@ class AsyncClient:
         expect: Expectation | None = None,
     ) -> AsyncGenerator[Completion, None]:
         """The continuation of each prompt, once, as they are ready. See :meth:`score`."""
-        return _flat(self.generating(teacher, prompts, sampling, expect=expect))
+        return flat(self.generating(teacher, prompts, sampling, expect=expect))
 
     def generating(
         self,
@@ -193,7 +184,7 @@ class AsyncClient:
 
         `tokens`: with the token ids and which of them are trained. Ends after the last sequence.
         """
-        return _flat(self.replaying(dataset, after=after, tokens=tokens, expect=expect))
+        return flat(self.replaying(dataset, after=after, tokens=tokens, expect=expect))
 
     def replaying(
         self,
@@ -231,15 +222,6 @@ def connect_async(
         insecure=insecure,
     )
     return AsyncClient(connection, Times(timeout=timeout, retry_for=retry_for))
-
-
-async def _flat(stream: Stream[T]) -> AsyncGenerator[T, None]:
-    try:
-        while (found := await stream.next()) is not None:
-            for answer in found:
-                yield answer
-    finally:
-        await stream.close()
 
 
 def _name(teacher: str | RemoteTeacher) -> str:

@@ -92,7 +92,7 @@ class Link:
         self.budget = Budget()
         self.ending: set[asyncio.Task[Any]] = set()  # calls that are answered and only say goodbye
         self._channel: Any = None
-        self._stub: Any = None
+        self._stubs: dict[str, Any] = {}
         self.closed = False
 
     @property
@@ -101,27 +101,33 @@ class Link:
         return self.connection.name
 
     def call(self, method: str, *request: Any, **options: Any) -> Any:
-        """Begin a call. Raises SERVER_UNAVAILABLE after :meth:`close`."""
+        """Begin a call of any of the services. Raises SERVER_UNAVAILABLE after :meth:`close`."""
         if self.closed:
             raise LimbeckError(Reason.SERVER_UNAVAILABLE, "The client is closed.")
-        if self._stub is None:
-            from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
-
+        metadata = self.connection.metadata()
+        if not self._stubs:
             self._channel = self.connection.channel()
-            self._stub = TeacherServiceStub(self._channel)
-        return getattr(self._stub, method)(*request, metadata=self.connection.metadata(), **options)
+            self._stubs = _methods(self._channel)
+        return self._stubs[method](*request, metadata=metadata, **options)
 
-    async def ask(self, method: str, request: Any) -> Any:
-        """One question, one answer, within `timeout` seconds; tried again where that may help."""
+    async def ask(self, method: str, request: Any, *, work: float = 0.0, again: frozenset[Reason] = AGAIN) -> Any:
+        """One question, one answer, within `timeout` seconds; tried again where that may help, for reasons of `again`.
+
+        `work`: seconds that the server may take in addition, once it was reached.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + self.times.timeout
+        last = end + work
         delay = FIRST_DELAY
         while True:
+            began = loop.time()
             try:
-                answer = await self._answer(method, request, max(end - loop.time(), 0.001))
+                answer = await self._answer(method, request, max((last if work else end) - began, 0.001))
             except LimbeckError as error:
                 wait = delay * random.uniform(0.5, 1)
-                if error.reason not in AGAIN or loop.time() + wait >= end or self.closed:
+                if loop.time() - began > self.times.timeout:  # it was at work when it was lost: patience begins anew
+                    end = min(loop.time() + self.times.timeout, last)
+                if error.reason not in again or loop.time() + wait >= end or self.closed:
                     raise
                 await asyncio.sleep(wait)
                 delay = min(2 * delay, LONGEST_DELAY)
@@ -148,9 +154,19 @@ class Link:
         self.closed = True
         if self.ending:
             await asyncio.wait(self.ending, timeout=1.0)
-        channel, self._channel, self._stub = self._channel, None, None
+        channel, self._channel, self._stubs = self._channel, None, {}
         if channel is not None:
             await channel.close()
+
+
+def _methods(channel: Any) -> dict[str, Any]:
+    """What can be called, by its name, which no two services share."""
+    from limbeck.v1.plugin_service_pb2_grpc import PluginServiceStub
+    from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
+    from limbeck.v1.training_service_pb2_grpc import TrainingServiceStub
+
+    stubs = (TeacherServiceStub(channel), TrainingServiceStub(channel), PluginServiceStub(channel))
+    return {name: method for stub in stubs for name, method in vars(stub).items()}
 
 
 class Waiting:

@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-from limbeck.client.aio import CREDIT, AsyncClient, RemoteDataset, RemoteTeacher, Stream, connect_async
+from limbeck.client.aio import CREDIT, AsyncClient, RemoteDataset, RemoteTeacher, connect_async
+from limbeck.client.background import BACKGROUND, each, from_any_loop, in_background
 from limbeck.client.calls import Expectation
 from limbeck.client.replay import StoredSignal
+from limbeck.client.sync_training import Training
 from limbeck.interfaces import Completion, Prompt, Sampling, ScoreItem, Want
 from limbeck.signals import Signal
 from limbeck.signals.head import OutputHead
 
-T = TypeVar("T")
+__all__ = ["BACKGROUND", "Client", "connect", "from_any_loop", "in_background"]
 
 
-class Background:
-    """An event loop in a thread, begun when it is first used. One for all clients: gRPC likes no more than one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The running loop."""
-        with self._lock:
-            if self._loop is None or self._thread is None or not self._thread.is_alive():  # after a fork: a new one
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="limbeck-client", daemon=True)
-                self._thread.start()
-            return self._loop
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and return the result; ended early where the caller is interrupted."""
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise RuntimeError("this runs in the client's own event loop: use connect_async there")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def drop(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run to the end; in the loop's own thread, where garbage may be collected too, without waiting for it."""
-        if threading.current_thread() is self._thread:
-            asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        else:
-            self.run(coroutine)
-
-
-BACKGROUND = Background()
-
-
-class Client:
-    """Teachers and stored signals of a server; made by :func:`connect`. May be used by several threads.
+class Client(Training):
+    """Teachers, stored signals and runs of a server; made by :func:`connect`. May be used by several threads.
 
     Every method raises LimbeckError, see :class:`limbeck.client.AsyncClient`, whose methods these are.
     """
+
+    _client: AsyncClient
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -114,7 +74,7 @@ class Client:
         stream = self._client.scoring(
             teacher, items, want, expect=expect, bfloat16=bfloat16, alone=alone, credit=credit
         )
-        return _each(stream)
+        return each(stream)
 
     def generate(
         self,
@@ -125,7 +85,7 @@ class Client:
         expect: Expectation | None = None,
     ) -> Generator[Completion, None, None]:
         """The continuation of each prompt, once, as they are ready."""
-        return _each(self._client.generating(teacher, prompts, sampling, expect=expect))
+        return each(self._client.generating(teacher, prompts, sampling, expect=expect))
 
     def output_head(self, teacher: str | RemoteTeacher) -> OutputHead:
         """The teacher's output head, float32, its checksum verified. Raises CAPABILITY_MISSING where it has none."""
@@ -140,7 +100,7 @@ class Client:
         expect: Expectation | None = None,
     ) -> Generator[StoredSignal, None, None]:
         """Stored signals after sequence `after`, each once and in order, also while the capture still grows."""
-        return _each(self._client.replaying(dataset, after=after, tokens=tokens, expect=expect))
+        return each(self._client.replaying(dataset, after=after, tokens=tokens, expect=expect))
 
 
 def connect(
@@ -174,26 +134,3 @@ def connect(
         retry_for=retry_for,
     )
     return Client(client)
-
-
-def _each(stream: Stream[T]) -> Generator[T, None, None]:
-    try:
-        while (found := BACKGROUND.run(stream.next())) is not None:
-            yield from found
-    finally:
-        BACKGROUND.drop(stream.close())
-
-
-async def from_any_loop(stream: Stream[T]) -> AsyncGenerator[T, None]:
-    """The answers of a stream that the background loop runs, in the caller's own event loop."""
-    try:
-        while (found := await in_background(stream.next())) is not None:
-            for answer in found:
-                yield answer
-    finally:
-        await in_background(stream.close())
-
-
-async def in_background(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run where the client lives, awaited in the caller's own event loop."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, BACKGROUND.loop))

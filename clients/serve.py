@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -218,9 +217,9 @@ def make_tokens(base: Path) -> tuple[Path, dict[str, str]]:
     return base / "tokens.yaml", {name: str(folder / name) for name in values}
 
 
-def make_certificate(base: Path) -> tuple[Path, Path]:
+def make_certificate(base: Path, name: str) -> tuple[Path, Path]:
     """A certificate for localhost and 127.0.0.1, which is its own authority, and its key."""
-    certificate, key = base / "localhost.pem", base / "localhost.key"
+    certificate, key = base / f"{name}.pem", base / f"{name}.key"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=localhost"
     names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *names], check=True, capture_output=True)
@@ -264,13 +263,14 @@ async def serve(base: Path, stack: ExitStack) -> None:
     (base / "teacher.yaml").write_text(f"plugin: echo\ntokenizer: {workspace / 'teacher'}\nmax_length: 512\n")
     labelled = label(base, workspace)
     tokens, token_files = make_tokens(base)
-    certificate, key = make_certificate(base)
+    certificate, key = make_certificate(base, "server")
+    other_certificate, _ = make_certificate(base, "other")
     common = ["--teacher", f"{TEACHER}={base / 'teacher.yaml'}", "--signals", f"{DATASET}={labelled}"]
     common += ["--tokens", str(tokens)]
     tls = ["--tls-cert", str(certificate), "--tls-key", str(key)]
-    plain = Server(base / "serve.log", *common, *_training(workspace))
+    plain = Server(base / "serve.log", *common, "--workspace", str(workspace))
     stack.callback(plain.stop)
-    safe = Server(base / "serve-tls.log", *common, *tls, *_training(base / "workspace-tls"))
+    safe = Server(base / "serve-tls.log", *common, *tls, "--workspace", str(base / "workspace-tls"))
     stack.callback(safe.stop)
     write_expected(labelled, base / "signals.jsonl")
     address, tls_address = plain.address(), safe.address()
@@ -281,6 +281,7 @@ async def serve(base: Path, stack: ExitStack) -> None:
         "address": address,
         "tls_address": tls_address,
         "ca": str(certificate),
+        "other_ca": str(other_certificate),
         "tokens": token_files,
         "workspace": str(workspace),
         "recipes": RECIPES,
@@ -297,11 +298,6 @@ async def serve(base: Path, stack: ExitStack) -> None:
     }
     print(json.dumps(line), flush=True)
     await asyncio.to_thread(sys.stdin.buffer.read)
-
-
-def _training(workspace: Path) -> list[str]:
-    there = find_spec("limbeck.hosting.host") is not None  # until it is
-    return ["--workspace", str(workspace)] if there else []
 
 
 def main() -> None:

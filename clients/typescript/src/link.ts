@@ -89,11 +89,13 @@ export class Link {
     const message = create(method.input, request);
     let end = Date.now() + this.times.timeout;
     const last = end + work;
+    let told: unknown; // what the try before ended with
     for (let count = 0; ; count++) {
       signal?.throwIfAborted();
       const began = Date.now();
+      const deadline = work > 0 ? last : end;
       try {
-        const answer = await this.#answer(method, message, work > 0 ? last : end, signal);
+        const answer = await this.#answer(method, message, deadline, signal);
         this.met = true;
         return answer;
       } catch (error) {
@@ -103,7 +105,8 @@ export class Link {
         if (now - began > this.times.timeout) end = Math.min(now + this.times.timeout, last);
         const wait = delayOf(count);
         const useful = error instanceof LimbeckError && again.has(error.reason) && !this.closed;
-        if (!useful || now + wait >= end) throw error;
+        if (!useful || now + wait >= end) throw now >= deadline ? (told ?? error) : error;
+        told = error;
         await pause(wait, signal);
       }
     }

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+MOST_BYTES = 4096  # of a path, by Linux's own rule
 MOST_ENTRIES = 20_000  # of a folder that is looked through for links
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCAL = re.compile(r"(file|unix|unix-abstract|vsock):", re.IGNORECASE)
@@ -29,7 +30,7 @@ class Borders:
 
         Only what lies inside is looked at, so that the answer says nothing of what is outside.
         """
-        if not written or written.startswith("~") or _control(written):
+        if not written or written.startswith("~") or not _plain(written):
             return None
         if _SCHEME.match(written) or _LOCAL.match(written):
             return None
@@ -41,11 +42,24 @@ class Borders:
             if part in ("", "."):
                 continue
             place = place.parent if part == ".." else place / part
-            if place.is_symlink():
+            if os.path.islink(place):
                 place = Path(os.path.realpath(place))  # whoever made the link could reach what it names
             if not self.holds(place):
                 return None
         return place
+
+    def strays(self, text: str) -> bool:
+        """Whether a text that nothing marks as a path would, as one, lead outside."""
+        if is_path(text):
+            return self.follow(text) is None
+        place = self.root
+        for part in text.split("/") if _plain(text) else ():
+            place = place / part
+            if os.path.islink(place):
+                place = Path(os.path.realpath(place))
+                if not self.holds(place):
+                    return True
+        return False
 
     def holds(self, place: Path) -> bool:
         """Whether a real path lies inside. What is hidden in the workspace is not a recipe's to read or write."""
@@ -83,8 +97,11 @@ def is_path(text: str) -> bool:
     return rooted or first.startswith("~/") or ".." in text.split("/")
 
 
-def _control(text: str) -> bool:
-    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+def _plain(text: str) -> bool:
+    """Whether a text can be the name of a file at all."""
+    if len(text) > MOST_BYTES or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        return False
+    return len(text.encode()) < MOST_BYTES and all(len(part.encode()) < 256 for part in text.split("/"))
 
 
 def _entries(folder: Path) -> Iterator[Path]:

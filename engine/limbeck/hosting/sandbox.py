@@ -81,20 +81,15 @@ def enter(workspace: Path, read: Sequence[Path]) -> bool:
     return _restrict(handled, rules)
 
 
-def sweep(workspace: Path, pid: int | None = None) -> None:
-    """Remove the temporary files of a process that has ended; with None, of all of them."""
-    shutil.rmtree(_temporary(workspace) / (str(pid) if pid else ""), ignore_errors=True)
-
-
-def _temporary(workspace: Path) -> Path:
-    return workspace / HIDDEN / "tmp"
-
-
 def _furnish(workspace: Path) -> None:
     """Folders and variables of the environment that keep libraries inside."""
-    home, temporary = workspace / HIDDEN / "home", _temporary(workspace) / str(os.getpid())
+    home, shelf = workspace / HIDDEN / "home", workspace / HIDDEN / "tmp"
+    temporary = shelf / str(os.getpid())
     for folder in (home, temporary):
         folder.mkdir(parents=True, exist_ok=True)
+    for folder in shelf.iterdir():  # what processes that were killed have left
+        if not Path("/proc", folder.name).exists():
+            shutil.rmtree(folder, ignore_errors=True)
     cache, base = hub_cache(), site.getuserbase()
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "HF_HOME", "TMP", "TEMP"):
         os.environ.pop(name, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason, counted
-from limbeck.hosting.borders import Borders, is_path
+from limbeck.hosting.borders import Borders
 from limbeck.hosting.public import without_paths
 from limbeck.plugins import Registry
 from limbeck.recipe import Recipe, read_recipe
@@ -140,7 +140,7 @@ class _Guard:
             if str(at[-1] if at else "").endswith("_env") and not value.startswith(LENT):
                 message = f"must be a variable that the server lends, which begin with {LENT}, not {_shown(value)}"
                 problem = document.problem(at, message)
-            elif is_path(value) and self._borders.follow(value) is None:
+            elif self._borders.strays(value):
                 problem = document.problem(at, f"{OUTSIDE}, not {_shown(value)}")
             if problem is not None and problem.field not in told:
                 problems.append(problem)

@@ -16,10 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from limbeck.errors import EXIT_OK, LimbeckError, Problem, Reason
 from limbeck.hosting import sandbox
-try:
-    from limbeck.hosting.host import RunHost
-except ModuleNotFoundError:  # TODO: part B
-    RunHost = None  # type: ignore
+from limbeck.hosting.host import RunHost
 from limbeck.hosting.workspace import Workspace
 from limbeck.plugins import load_plugins
 from limbeck.runs.stopping import EXIT_CODES

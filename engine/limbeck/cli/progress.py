@@ -19,6 +19,7 @@ from limbeck.runs.events import to_json
 from limbeck.v1.event_pb2 import Event, RunState
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 60.0  # a slow stage says at least so often how far it is
@@ -81,11 +82,12 @@ class JsonLines(_Open):
 
 
 class Clock:
-    """How fast a stage is: from its start in this attempt."""
+    """How fast a stage is: from its start in this attempt, which `at` says by the run's clock."""
 
-    def __init__(self, done: int, total: int, unit: str) -> None:
+    def __init__(self, done: int, total: int, unit: str, at: Timestamp | None = None) -> None:
         self.start, self.done, self.total, self.unit = done, done, total, unit
         self.began = time.monotonic()
+        self._at = at
         self.loss: float | None = None
         self.spent: dict[str, float] = {}  # what the teacher counts, over all attempts
 
@@ -93,6 +95,12 @@ class Clock:
         """Remember the figures that are shown beside the progress."""
         self.loss = metrics.get("loss", self.loss)
         self.spent = {name: value for name, value in metrics.items() if name.startswith(PREFIX)} or self.spent
+
+    def hear(self, at: Timestamp) -> None:
+        """Something was said then: a history that is read later took as long as it says, not as long as the reading."""
+        if self._at is not None and self._at.seconds:
+            said = at.ToNanoseconds() - self._at.ToNanoseconds()
+            self.began = min(self.began, time.monotonic() - said / 1e9)
 
     @property
     def seconds(self) -> float:
@@ -124,10 +132,11 @@ class Lines(_Open):
 
     def __call__(self, event: Event) -> None:
         kind = event.WhichOneof("kind")
+        self._clock.hear(event.time)
         line = None
         if kind == "stage_started":
             said = event.stage_started
-            self._clock = Clock(said.done, said.total, said.unit)
+            self._clock = Clock(said.done, said.total, said.unit, event.time)
             self._told, self._share = time.monotonic(), self._quarter()
             line = started_text(event)
         elif kind == "metrics":
@@ -190,10 +199,11 @@ class Bars:
 
     def __call__(self, event: Event) -> None:
         kind = event.WhichOneof("kind")
+        self._clock.hear(event.time)
         if kind == "stage_started":
             said = event.stage_started
             self._drop()
-            self._clock = Clock(said.done, said.total, said.unit)
+            self._clock = Clock(said.done, said.total, said.unit, event.time)
             total = said.total or None
             text = progress_text(self._clock)
             self._task = self._progress.add_task(event.stage, total=total, completed=said.done, text=text)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from limbeck.cli import output
-from limbeck.errors import Reason
 
 if TYPE_CHECKING:
     from limbeck.errors import Problem
@@ -28,27 +27,20 @@ def command(recipe: Path, as_json: bool) -> None:
     and what it found; or else all problems in one go, with exit code 2 or 3.
     """
     from limbeck.plugins import load_plugins
-    from limbeck.recipe import read_recipe
     from limbeck.recipe.resolved import dump_yaml
     from limbeck.runs.libraries import prepare_libraries
-    from limbeck.runs.preflight import check
+    from limbeck.runs.look import look_at
 
     prepare_libraries()
-    registry = load_plugins()
-    draft = read_recipe(recipe, registry)
-    if (loaded := draft.recipe) is None:
-        raise draft.error
-    found = check(loaded, registry)
-    found.put_first(Reason.RECIPE_INVALID, draft.problems)
-    if draft.problems and len(found.problems) == len(draft.problems):
-        raise draft.error
-    warnings = [] if draft.problems else [*found.warnings, *found.rows]  # they may come of what is left out
-    if found.problems:
+    found = look_at(recipe, load_plugins())
+    if found.error is not None:
         if not as_json:
-            _warn(warnings, err=True)
-        found.raise_problems()
+            _warn(found.warnings, err=True)
+        raise found.error
+    loaded = found.recipe
+    assert loaded is not None, "what has no fault is a recipe"
     if as_json:
-        told = [_filled(problem) for problem in warnings]
+        told = [_filled(problem) for problem in found.warnings]
         output.emit_json({"recipe": loaded.resolved(), "facts": found.facts, "warnings": told})
         return
     click.echo(f"# {loaded.path}, with every default and absolute paths")
@@ -56,7 +48,7 @@ def command(recipe: Path, as_json: bool) -> None:
     click.echo("")
     for name, facts in found.facts.items():
         click.echo(f"{name}: {_sizes(facts) if name in _BYTES else _line(facts)}")
-    _warn(warnings)
+    _warn(found.warnings)
     click.echo(f"ready: limbeck run {recipe}")
 
 

@@ -39,7 +39,7 @@ from limbeck.v1.event_pb2 import (
 if TYPE_CHECKING:
     from limbeck.plugins import Registry
     from limbeck.recipe import Recipe
-    from limbeck.training.steering import Steering
+    from limbeck.steering import Steering
 
 
 def stages_of(recipe: Recipe, until: str | None = None) -> list[Stage]:

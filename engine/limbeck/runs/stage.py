@@ -21,7 +21,7 @@ from limbeck.v1.event_pb2 import Progress, StageFinished, StageStarted
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe
-    from limbeck.training.steering import Steering
+    from limbeck.steering import Steering
 
 PROGRESS_SECONDS = 1.0
 NAMED_FIELDS, NAMED = 4, 40  # changes that a warning names, and characters of each value

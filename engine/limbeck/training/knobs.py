@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import LimbeckError, Problem, Reason, working
 from limbeck.functional import Values
 from limbeck.interfaces import Scheduler
-from limbeck.training.steering import Steer
+from limbeck.steering import Steer
 
 if TYPE_CHECKING:
     from limbeck.recipe import BoundLoss

@@ -15,12 +15,12 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import write_json
 from limbeck.functional import Head, Term, install_head, remove_head
 from limbeck.interfaces import LossContext
+from limbeck.steering import Journal, Steering, refusal
 from limbeck.training import state as tensors
 from limbeck.training.checkpoints import Checkpoint, Checkpoints, Found
 from limbeck.training.job import EventSink, TrainJob, TrainResult, differences, fingerprint
 from limbeck.training.knobs import Knobs
 from limbeck.training.plan import Plan
-from limbeck.training.steering import Journal, Steering, refusal
 from limbeck.training.trainer import STATE, DistillTrainer
 from limbeck.v1.event_pb2 import Rewound, StageStarted
 

@@ -23,13 +23,13 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import disk_errors
 from limbeck.functional import Term, check_finite, collate
 from limbeck.signals import Signal
+from limbeck.steering import CheckpointId, Journal, Steering
 from limbeck.training import state as tensors
 from limbeck.training.checkpoints import Checkpoints
 from limbeck.training.job import EventSink, TrainJob
 from limbeck.training.knobs import Knobs
 from limbeck.training.plan import EpochSampler, Plan
 from limbeck.training.sources import BatchSource
-from limbeck.training.steering import CheckpointId, Journal, Steering
 from limbeck.training.window import Window
 from limbeck.v1.event_pb2 import CheckpointSaved, KnobChanged, Metrics, Progress
 

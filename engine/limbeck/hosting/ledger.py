@@ -62,7 +62,7 @@ class Ledger:
 
     def waiting(self) -> list[Record]:
         """Runs that have no process yet: those that are to be looked at, too."""
-        return [one for one in self.records.values() if one.state in WAITING and one.process is None]
+        return [one for one in self.records.values() if one.state in WAITING and (one.process is None or one.looking)]
 
     def next_turn(self) -> int:
         """The end of the queue."""
@@ -165,9 +165,9 @@ class Ledger:
         if record.state not in ENDED:
             message = "The run's folder has been removed."
             record.enter(ev.RUN_STATE_FAILED, now(), error_message(LimbeckError(Reason.RUN_CRASHED, message)))
-        await self.save(record)
         self.records.pop(record.run_id, None)
         self.history(record).ring()
+        await self.save(record)
 
     def is_there(self, record: Record) -> bool:
         """Whether a run's folder is its own."""

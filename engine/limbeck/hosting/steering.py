@@ -22,6 +22,7 @@ MOST_SAVING = 8  # checkpoints, of one run, that are asked for
 _STOPPED = {"pause": ev.RUN_STATE_PAUSED, "cancel": ev.RUN_STATE_CANCELLED}
 
 
+_RESUMABLE = {ev.RUN_STATE_PAUSED, ev.RUN_STATE_FAILED}
 _BEFORE = {ev.RUN_STATE_GENERATING, ev.RUN_STATE_PREPARING, ev.RUN_STATE_LABELLING, ev.RUN_STATE_TRAINING}
 _TUNABLE = WAITING | _BEFORE | {ev.RUN_STATE_PAUSING, ev.RUN_STATE_PAUSED, ev.RUN_STATE_FAILED}
 
@@ -79,12 +80,14 @@ class Steering:
 
     async def resume(self, record: Record) -> None:
         """Let a run go on. Raises RUN_STATE, QUOTA_EXCEEDED."""
+        if record.state in _RESUMABLE and record.task is not None:  # its process is about to be gone
+            await asyncio.wait([record.task])
         async with record.lock:
             if record.state in WAITING or (record.state in STAGES and not record.want):
                 if record.want:
                     raise _refused(record, "resumed")
                 return
-            if record.state not in (ev.RUN_STATE_PAUSED, ev.RUN_STATE_FAILED) or record.want or record.expired:
+            if record.state not in _RESUMABLE or record.want or record.expired:
                 raise _refused(record, "resumed")
             refuse_full(self._ledger, self._limits, record.run.owner)
             record.not_before = 0.0

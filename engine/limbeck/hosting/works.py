@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -23,6 +23,7 @@ from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 from limbeck.v1.error_pb2 import Error
 
+LINGER_SECONDS = 10.0  # that a process may take to end once it has said its last word
 LOCKED_SECONDS = 5.0  # until a run is tried again that another process works on
 
 
@@ -55,9 +56,13 @@ class Works:
 
     def _begin(self, record: Record, *, check: bool) -> None:
         record.looking = check
-        record.task = task = asyncio.ensure_future(self._live(record, check=check))
+        record.task = self._do(self._live(record, check=check))
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _live(self, record: Record, *, check: bool) -> None:
         try:
@@ -72,7 +77,7 @@ class Works:
         finally:
             record.task = None
             self.pump()
-        await self._retention.apply()
+            self._do(self._retention.apply())
 
     async def _attempt(self, record: Record, *, check: bool) -> None:
         """One process for a run, from its start to what its end means."""
@@ -143,7 +148,8 @@ class Works:
 
     async def _hear(self, record: Record, process: RunProcess, *, check: bool) -> dict[str, Any]:
         """What a process says until it ends; its last word."""
-        loop, late = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
+        late: asyncio.TimerHandle | None = None
         words: dict[str, Any] = {}
         if check:
             late = loop.call_later(self._limits.check_seconds, process.kill)
@@ -156,8 +162,11 @@ class Works:
                 if ticks:
                     await self._ledger.follow(record, max(ticks))
                 for message in messages:
-                    if "checked" in message or "ended" in message:
+                    if "checked" in message:
                         words |= message
+                    elif "ended" in message:  # it has nothing left to do, whatever a library's threads may think
+                        words |= message
+                        late = late or loop.call_later(LINGER_SECONDS, process.kill)
                     elif "knobs" in message:
                         with suppress(LimbeckError):  # a full disk: they are said again at the next start, to no harm
                             await self._ledger.index.drop_knobs(record.run_id, int(message["knobs"]))

@@ -210,6 +210,14 @@ def test_a_link_that_is_swapped_is_seen_at_the_next_look(root):
     (root / "swapped").unlink()
     (root / "swapped").symlink_to(root.parent / "outside")
     refused(root, text)
+    file = Workspace(root).recipe_file("0123")
+    file.write_text(text)
+    with pytest.raises(LimbeckError, match="workspace"):
+        Workspace(root).reload(file, REGISTRY)
+    (root / "swapped").unlink()
+    (root / "swapped").symlink_to("inside")
+    (root / "inside" / "rows.jsonl").unlink()  # a run that goes on may need it no more
+    assert Workspace(root).reload(file, REGISTRY).path == file
 
 
 # ------------------------------------------------------------------------------------------- what is marked as no path

@@ -40,18 +40,14 @@ class Workspace:
         Raises RECIPE_INVALID with every problem, also for inputs that are not there and paths that lead outside. Of
         the latter the text is the same whatever is there, and no path of this machine is told.
         """
-        file = self.recipe_file(run_id or "new")
-        try:
-            draft = read_recipe(file, registry, text=text, guard=_Guard(self))
-        except LimbeckError as error:
-            raise LimbeckError(error.reason, error.message, [self.problem(one) for one in error.problems]) from None
-        problems = list(draft.problems)
-        if draft.recipe is not None and not problems:
-            problems = [*draft.recipe.missing_paths(), *self._leaks(draft.recipe)]
-        if problems or draft.recipe is None:
-            message = f"The recipe is not valid: {counted(len(problems), 'problems')}."
-            raise LimbeckError(Reason.RECIPE_INVALID, message, [self.problem(one) for one in problems])
-        return draft.recipe
+        return self._load(text, registry, self.recipe_file(run_id or "new"), inputs=True)
+
+    def reload(self, file: Path, registry: Registry) -> Recipe:
+        """The recipe in `file`, right before it is used: what was inside may lead outside by now.
+
+        Raises as :meth:`load`, but says nothing of inputs that are gone: a run that goes on may need them no more.
+        """
+        return self._load(file.read_text("utf-8"), registry, file, inputs=False)
 
     def recipe_file(self, run_id: str) -> Path:
         """Where the recipe of a run lies: in the workspace, so that relative paths mean it."""
@@ -91,6 +87,19 @@ class Workspace:
         if isinstance(value, dict):
             return {key: self.values(one) for key, one in value.items()}
         return [self.values(one) for one in value] if isinstance(value, list) else value
+
+    def _load(self, text: str, registry: Registry, file: Path, *, inputs: bool) -> Recipe:
+        try:
+            draft = read_recipe(file, registry, text=text, guard=_Guard(self))
+        except LimbeckError as error:
+            raise self.error(error) from None
+        problems = list(draft.problems)
+        if draft.recipe is not None and not problems:
+            problems = [*(draft.recipe.missing_paths() if inputs else ()), *self._leaks(draft.recipe)]
+        if problems or draft.recipe is None:
+            message = f"The recipe is not valid: {counted(len(problems), 'problems')}."
+            raise LimbeckError(Reason.RECIPE_INVALID, message, [self.problem(one) for one in problems])
+        return draft.recipe
 
     def _leaks(self, recipe: Recipe) -> list[Problem]:
         problems = []

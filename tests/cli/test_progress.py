@@ -11,15 +11,21 @@ import pytest
 
 from limbeck.cli import progress
 from limbeck.runs.events import KINDS
+from limbeck.v1 import event_pb2 as pb
+from limbeck.v1.error_pb2 import Error, Problem
 from limbeck.v1.event_pb2 import (
+    Evaluation,
     Event,
     KnobChanged,
+    Log,
     Metrics,
     Progress,
     Rewound,
     RunFinished,
+    Sample,
     StageFinished,
     StageStarted,
+    StateChanged,
     TeacherStarting,
     Warning,
 )
@@ -219,3 +225,40 @@ def test_a_bar_shows_what_a_paid_teacher_takes_between_two_rows(
         display(event(Metrics(values={**SPENT, "teacher.cost.EUR": 0.02, "teacher.expected.EUR": 0.2}), "generate"))
         display._progress.refresh()
         assert "4 of 40 rows, €0.020 of about €0.20, 10 calls" in screen.getvalue()
+
+
+def test_texts_and_figures_of_models_are_a_line_each_without_control_codes(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress.Lines() as display:
+        display(
+            event(Sample(model="teacher", prompt="x" * 90 + "\nWho?\n", text="I,\x1b[31m\tthe miller."), "generate")
+        )
+        figures = {"parameters": 1e9, "perplexity": 8.25, "forward_kl": 0.5, "top1_agreement": 0.75}
+        display(event(Evaluation(model="student", figures=figures), "evaluate"))
+        display(event(Evaluation(model="teacher", figures={"parameters": 1e9}), "evaluate"))
+    assert capsys.readouterr().out.splitlines() == [
+        f"generate: teacher: …{'x' * 54} Who? → I, [31m the miller.",
+        "evaluate: student: perplexity 8.25, forward_kl 0.5, top1_agreement 0.75",
+    ]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_states_errors_and_logs_are_shown_of_a_run_that_is_elsewhere(
+    remote: bool, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    problem = Problem(message="3 bytes are free", field="output", hint="free some")
+    error = Error(reason="DISK_FULL", message="The disk is full.", problems=[problem])
+    with progress.Lines(remote=remote) as display:
+        for state in (pb.RUN_STATE_QUEUED, pb.RUN_STATE_TRAINING, pb.RUN_STATE_PAUSING):
+            display(event(StateChanged(state=state)))
+        display(event(Log(level="WARNING", logger="transformers", message="slow\ntokenizer")))
+        display(event(StateChanged(state=pb.RUN_STATE_FAILED, error=error)))
+    expected = [
+        "queued",
+        "pausing",
+        "warning: slow tokenizer [transformers]",
+        "failed: The disk is full. [DISK_FULL]",
+        "  output: 3 bytes are free (free some)",
+    ]
+    assert capsys.readouterr().out.splitlines() == (expected if remote else [])

@@ -61,6 +61,7 @@ class EventLog:
         queue_length: int = QUEUE_LENGTH,
         begins: bool = True,
     ) -> None:
+        self.path = path
         self._log = AppendLog(path)
         last = self._log.last or {}
         self.sequence = int(last.get("sequence", 0))

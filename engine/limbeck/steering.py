@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from limbeck.training.knobs import Knobs
 
 JOURNAL = "knobs.jsonl"
-REFUSED = "KNOB_REFUSED"
 CheckpointId = str | int
 
 
@@ -167,4 +166,4 @@ class Steering:
 def refusal(values: Mapping[str, float], faults: list[str]) -> Any:
     """The warning of values that take no effect."""
     named = ", ".join(f"{name} {value:g}" for name, value in sorted(values.items()))
-    return Warning(reason=REFUSED, message=f"not changed to {named}: {'; '.join(faults)}")
+    return Warning(reason="KNOB_REFUSED", message=f"not changed to {named}: {'; '.join(faults)}")

@@ -161,6 +161,33 @@ print(json.dumps(os.environ.get("LIMBECK_TRUST_REMOTE_CODE")))
     assert inside(root, code, LIMBECK_TRUST_REMOTE_CODE="1") is None
 
 
+def test_a_link_that_is_swapped_between_the_check_and_the_use_leads_nowhere(root, data):
+    import shutil
+
+    shutil.copytree(data / "tok_a", root / "tok")
+    (root / "inside").mkdir()
+    (root / "inside" / "secret").write_text("{}\n")
+    (root / "lent").symlink_to("inside")
+    code = """
+from limbeck.hosting.workspace import Workspace
+from limbeck.plugins import load_plugins
+text = '''
+teacher: {plugin: echo, tokenizer: tok}
+student: {config: {model_type: llama}}
+data: {path: lent/secret}
+losses: [{plugin: forward_kl, top_k: 4}]
+output: runs/a
+'''
+recipe = Workspace(root).load(text, load_plugins(), None)
+rows = root / "lent" / "secret"
+before = rows.read_text()
+(root / "lent").unlink()
+(root / "lent").symlink_to(outside)
+print(json.dumps([before, tried(rows.read_text)]))
+"""
+    assert inside(root, code) == ["{}\n", "PermissionError"]
+
+
 def test_temporary_files_of_processes_that_were_killed_are_removed_by_the_next(root):
     shelf = root / ".limbeck" / "tmp"
     (shelf / "99999999" / "deep").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.plugins import load_plugins
+from limbeck.recipe import load_recipe
 from limbeck.report import Evaluation
+from limbeck.runs import run_recipe
+from limbeck.v1.event_pb2 import Event
 
 from .conftest import environment, events_of, kinds
 
@@ -85,6 +90,21 @@ def test_the_history_shows_texts_and_the_figures_of_each_model(finished: Path) -
     assert [(one["model"], one["prompt"], one["text"]) for one in shown] == [
         (model, texts["prompt"], texts[model]) for model in ("teacher", "student")
     ]
+
+
+def test_what_a_library_says_is_in_the_history_once(copied: Path) -> None:
+    registry = load_plugins()
+    recipe = load_recipe(copied / "recipe.yaml", registry)
+    library = logging.getLogger("a.library")
+
+    def display(event: Event) -> None:
+        library.warning("it is slow here")  # in the middle of an event, and at each
+
+    run_recipe(recipe, registry, display=display)
+    second = [event for event in events_of(copied / "run") if event["attempt"] == 2]
+    said = [event["log"] for event in second if "log" in event]
+    assert said == [{"level": "WARNING", "logger": "a.library", "message": "it is slow here"}]
+    assert kinds(second)[-2:] == ["run_finished", "state_changed"]
 
 
 def test_plain_output_has_a_few_lines_a_stage_no_codes_and_a_summary(finished: Path) -> None:

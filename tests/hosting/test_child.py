@@ -194,6 +194,31 @@ def test_a_run_is_steered_paused_resumed_and_cancelled(start: Any, project: Path
     assert {values["knobs.losses.cross_entropy.weight"] for values in metrics} == {0.5}
 
 
+def test_a_steered_run_that_is_killed_and_resumed_leaves_the_student_of_one_that_is_not(
+    start: Any, project: Path
+) -> None:
+    short = RECIPE.replace("max_steps: 2000", "max_steps: 40").replace("save_steps: 100000", "save_steps: 7")
+    (project / "recipe.yaml").write_text(short)
+    knobs = {"knobs": {"id": 1, "values": {"losses.cross_entropy.weight": 0.5}}}
+    whole = start()
+    whole.say(knobs)
+    assert whole.ended() == ({"ended": "succeeded", "signal": None, "error": None}, 0)
+    assert whole.states()[-1] == "SUCCEEDED"
+    student = (whole.run / "student" / "model.safetensors").read_bytes()
+    whole.run.rename(project / "whole")
+    killed = start()
+    killed.say(knobs)
+    killed.until(lambda event: event.stage == "train" and event.step == 17)
+    killed.process.kill()
+    assert killed.process.wait(60) == -signal.SIGKILL
+    resumed = start(resume=True)
+    assert resumed.ended()[0]["ended"] == "succeeded"
+    assert (resumed.run / "student" / "model.safetensors").read_bytes() == student
+    rewound = [event.rewound.to_step for event in resumed.events() if event.HasField("rewound")]
+    assert len(rewound) == 1
+    assert rewound[0] >= 14
+
+
 def test_a_process_whose_server_is_gone_ends_at_once_with_what_it_started(start: Any) -> None:
     child = start()
     child.until(in_training)

@@ -191,7 +191,7 @@ def _die() -> None:
 
 def main(fd: int) -> None:
     """Be the child at the end `fd` of a socket pair."""
-    faulthandler.enable()  # the last words of a crash, on stderr
+    faulthandler.enable(all_threads=False)  # the last words of a crash, on stderr
     os.set_inheritable(fd, False)
     line = Line(socket.socket(fileno=fd))
     message = line.receive()

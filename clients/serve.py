@@ -16,7 +16,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -165,17 +165,18 @@ def make_workspace(base: Path) -> Path:
 
 
 def label(base: Path, workspace: Path) -> Path:
-    """The folder of a run whose rows are labelled, at two temperatures, by the real command."""
+    """The folder of a run whose rows are labelled, at two temperatures, by the real command in this process."""
+    from limbeck.cli.main import run
+
     recipe = base / "label.yaml"
     text = RECIPES["tiny"].replace("model: teacher", f"model: {workspace / 'teacher'}")
     text = text.replace("rows.jsonl", str(workspace / "rows.jsonl")).replace("runs/OUTPUT", "labelled")
     recipe.write_text(
         text.replace("temperature: 2.0", "temperature: {plugin: piecewise, points: [[0, 2.0], [0.5, 1.0]]}")
     )
-    command = [sys.executable, "-m", "limbeck.cli.main", "label", str(recipe)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"the rows could not be labelled:\n{done.stderr}")
+    with redirect_stdout(sys.stderr):
+        if run(["label", str(recipe)]):
+            sys.exit("the rows could not be labelled")
     return base / "labelled"
 
 
@@ -254,14 +255,12 @@ class Server:
             self._process.kill()
 
 
-async def serve(base: Path, stack: ExitStack) -> None:
-    """Make everything, say what is there, and wait for the end of stdin."""
+async def serve(base: Path, workspace: Path, labelled: Path, stack: ExitStack) -> None:
+    """Start everything, say what is there, and wait for the end of stdin."""
     from limbeck.client import connect
 
-    workspace = make_workspace(base)
     (base / "workspace-tls").mkdir()
     (base / "teacher.yaml").write_text(f"plugin: echo\ntokenizer: {workspace / 'teacher'}\nmax_length: 512\n")
-    labelled = label(base, workspace)
     tokens, token_files = make_tokens(base)
     certificate, key = make_certificate(base, "server")
     other_certificate, _ = make_certificate(base, "other")
@@ -303,7 +302,9 @@ async def serve(base: Path, stack: ExitStack) -> None:
 def main() -> None:
     """See the module."""
     with tempfile.TemporaryDirectory(prefix="limbeck-clients-") as folder, ExitStack() as stack:
-        asyncio.run(serve(Path(folder).resolve(), stack))
+        base = Path(folder).resolve()
+        workspace = make_workspace(base)
+        asyncio.run(serve(base, workspace, label(base, workspace), stack))
 
 
 if __name__ == "__main__":

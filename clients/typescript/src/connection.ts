@@ -33,9 +33,9 @@ export interface ConnectionOptions {
 
 /** Checked settings of a connection. The constructor throws REQUEST_INVALID with everything that is wrong with them. */
 export class Connection {
+  readonly addresses: readonly string[];
   /** The addresses, for messages. */
   readonly name: string;
-  readonly #addresses: readonly string[];
   readonly #loopback: boolean;
   readonly #credentials: ChannelCredentials;
   readonly #token: string | undefined;
@@ -47,8 +47,8 @@ export class Connection {
     const places = given.flatMap((address) => parseAddress(address, problems) ?? []);
     if (given.length === 0)
       problems.push({ message: 'no address is given', field: 'address', hint: 'give host:port' });
-    this.#addresses = places.map(({ text }) => text);
-    this.name = this.#addresses.join(', ');
+    this.addresses = places.map(({ text }) => text);
+    this.name = this.addresses.join(', ');
     this.#loopback = places.every(({ host }) => isLoopback(host));
     if (options.token !== undefined && options.tokenFile !== undefined) {
       problems.push({ message: 'both a token and a tokenFile are given', field: 'tokenFile' });
@@ -76,8 +76,8 @@ export class Connection {
     return metadata;
   }
 
-  /** A gRPC client for each address. */
-  clients(): Client[] {
+  /** A gRPC client, with a connection of its own, for one of the addresses. */
+  dial(address: string): Client {
     const options: ChannelOptions = {
       'grpc.service_config': JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }), // replicas of one name
       'grpc.enable_retries': 0, // calls are repeated here, where it is known what was answered
@@ -88,7 +88,7 @@ export class Connection {
       'grpc.max_reconnect_backoff_ms': 5_000,
       ...(this.#loopback && { 'grpc.enable_http_proxy': 0 }), // gRPC sends even 127.0.0.1 through http_proxy
     };
-    return this.#addresses.map((address) => new Client(address, this.#credentials, options));
+    return new Client(address, this.#credentials, options);
   }
 }
 

@@ -211,13 +211,13 @@ class Exchange<K extends Kind> {
   /**
    * More credit, where it is due: for what the caller has done with.
    *
-   * While the caller waits, items that are in parts get what they need, or nothing would ever be whole.
+   * While the caller waits, and items are in parts, these get what they need, or nothing would ever be whole.
    */
   #grant(): K['request'] | undefined {
     const { credit } = this.#call;
     if (credit === 0) return undefined;
     let target = credit - this.#held - this.#partial;
-    if (this.#held === 0) target = Math.max(target, 2 * LEAST_CREDIT);
+    if (this.#held === 0 && this.#partial > 0) target = Math.max(target, 2 * LEAST_CREDIT);
     const due = target - this.#left;
     const low = this.#left < LEAST_CREDIT && due >= LEAST_CREDIT / 4;
     if (due < credit / 4 && !low) return undefined;

@@ -12,6 +12,7 @@ import {
 } from '@bufbuild/protobuf';
 import {
   connectivityState as State,
+  status,
   type Client,
   type ClientDuplexStream,
   type ClientReadableStream,
@@ -67,9 +68,11 @@ export class Link {
   /** What the server lets one client ask; unset until a teacher was seen. */
   limits: Limits | undefined;
   readonly #connection: Connection;
-  #clients: Client[] | undefined;
+  /** One for each address. */
+  #clients: Client[] = [];
   #turn = 0;
-  readonly #calls = new Set<Cancellable>();
+  /** What is under way, and over which connection. */
+  readonly #calls = new Map<Cancellable, Client>();
 
   constructor(
     connection: Connection,
@@ -118,14 +121,15 @@ export class Link {
     request: MessageInitShape<I>,
     signal?: AbortSignal,
   ): ClientReadableStream<MessageShape<O>> {
-    const call = this.#client().makeServerStreamRequest(
+    const client = this.#client();
+    const call = client.makeServerStreamRequest(
       pathOf(method),
       (message: MessageShape<I>) => encoded(method.input, message),
       (raw) => decoded(method.output, raw),
       create(method.input, request),
       this.#connection.metadata(),
     );
-    this.#keep(call, signal);
+    this.#keep(call, client, signal);
     return call;
   }
 
@@ -134,13 +138,14 @@ export class Link {
     method: DescMethodBiDiStreaming<I, O>,
     signal?: AbortSignal,
   ): ClientDuplexStream<MessageShape<I>, MessageShape<O>> {
-    const call = this.#client().makeBidiStreamRequest(
+    const client = this.#client();
+    const call = client.makeBidiStreamRequest(
       pathOf(method),
       (message: MessageShape<I>) => encoded(method.input, message),
       (raw) => decoded(method.output, raw),
       this.#connection.metadata(),
     );
-    this.#keep(call, signal);
+    this.#keep(call, client, signal);
     return call;
   }
 
@@ -153,9 +158,21 @@ export class Link {
   /** Ends what is under way and the connection. A second call does nothing. */
   close(): void {
     this.closed = true;
-    for (const call of this.#calls) call.cancel();
-    for (const client of this.#clients ?? []) client.close();
-    this.#clients = undefined;
+    for (const call of this.#calls.keys()) call.cancel();
+    for (const client of this.#clients) client.close();
+    this.#clients = [];
+  }
+
+  /**
+   * Nothing was heard of a call for too long: later ones go over another connection.
+   *
+   * HTTP/2's own pings may be answered by a proxy whose far side is gone.
+   */
+  renew(call: Cancellable): void {
+    const place = this.#clients.findIndex((client) => client === this.#calls.get(call));
+    if (place < 0) return; // another call has seen to it
+    this.#clients[place]!.close(); // calls under way go on
+    this.#clients[place] = this.#connection.dial(this.#connection.addresses[place]!);
   }
 
   #answer<I extends DescMessage, O extends DescMessage>(
@@ -165,7 +182,8 @@ export class Link {
     signal: AbortSignal | undefined,
   ): Promise<MessageShape<O>> {
     return new Promise((resolve, reject) => {
-      const call = this.#client().makeUnaryRequest(
+      const client = this.#client();
+      const call = client.makeUnaryRequest(
         pathOf(method),
         (request: MessageShape<I>) => encoded(method.input, request),
         (raw) => decoded(method.output, raw),
@@ -173,19 +191,23 @@ export class Link {
         this.#connection.metadata(),
         { deadline },
         (error: ServiceError | null, answer?: MessageShape<O>) => {
+          if (error?.code === status.DEADLINE_EXCEEDED) this.renew(call);
           if (answer !== undefined) resolve(answer);
           else
             reject(error === null ? unavailable(this.name, 'nothing came') : errorOfCall(error, this.name));
         },
       );
-      this.#keep(call, signal);
+      this.#keep(call, client, signal);
     });
   }
 
   /** The next client in turn, past those whose server is lost. */
   #client(): Client {
     if (this.closed) throw new LimbeckError('SERVER_UNAVAILABLE', [], 'The client is closed.');
-    const clients = (this.#clients ??= this.#connection.clients());
+    if (this.#clients.length === 0) {
+      this.#clients = this.#connection.addresses.map((address) => this.#connection.dial(address));
+    }
+    const clients = this.#clients;
     const turn = this.#turn++;
     const order = clients.map((_, i) => clients[(turn + i) % clients.length]!);
     const usable = order.find((client) => {
@@ -195,11 +217,11 @@ export class Link {
     return usable ?? order[0]!;
   }
 
-  #keep(call: Cancellable & NodeJS.EventEmitter, signal: AbortSignal | undefined): void {
+  #keep(call: Cancellable & NodeJS.EventEmitter, client: Client, signal: AbortSignal | undefined): void {
     const abort = (): void => {
       call.cancel();
     };
-    this.#calls.add(call);
+    this.#calls.set(call, client);
     signal?.addEventListener('abort', abort);
     call.on('error', () => undefined); // whoever reads hears of it; one that nobody reads any more must not be thrown
     call.once('status', () => {

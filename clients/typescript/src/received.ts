@@ -17,7 +17,7 @@ export async function* received<T>(call: Call<T>, link: Link): AsyncGenerator<T,
   const messages = call[Symbol.asyncIterator]() as AsyncIterator<T>;
   try {
     for (;;) {
-      const next = await heard(messages.next(), link);
+      const next = await heard(messages.next(), link, call);
       if (next.done) return;
       link.met = true;
       yield next.value;
@@ -50,10 +50,11 @@ export async function* resumed<T>(
   }
 }
 
-async function heard<T>(next: Promise<T>, link: Link): Promise<T> {
+async function heard<T>(next: Promise<T>, link: Link, call: Call<unknown>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
+      link.renew(call);
       reject(silent(link.name, link.times.silence));
     }, link.times.silence);
   });

@@ -112,6 +112,9 @@ func (c *Client) failure(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) { // the server heard of it, too, and was quicker
+		return context.DeadlineExceeded
+	}
 	if own, ok := err.(*Error); ok {
 		return own
 	}

@@ -222,11 +222,11 @@ func TestEventsThatAreMissingAreAnError(t *testing.T) {
 }
 
 func TestAnEndThatIsNotTheRunsIsGoneOnFrom(t *testing.T) {
-	calls := 0
+	var calls atomic.Int32
 	state := limbeckv1.RunState_RUN_STATE_TRAINING
 	client := play(t, &script{
 		watch: func(_ *limbeckv1.WatchRunRequest, stream limbeckv1.TrainingService_WatchRunServer) error {
-			if calls++; calls == 1 {
+			if calls.Add(1) == 1 {
 				_ = stream.Send(said(event(1, 0)))
 			} else {
 				_ = stream.Send(said(event(2, succeeded)))
@@ -242,7 +242,6 @@ func TestAnEndThatIsNotTheRunsIsGoneOnFrom(t *testing.T) {
 		t.Error(found, events.Err())
 	}
 	state = succeeded // all was seen before: there is nothing to say
-	calls = 2
 	client.training = answering{client.training}
 	events = client.Watch(context.Background(), "r", After(2))
 	if events.Next() || events.Err() != nil {
@@ -268,34 +267,34 @@ type ending struct {
 func (ending) Recv() (*limbeckv1.WatchRunResponse, error) { return nil, io.EOF }
 
 func TestASilentServerIsGivenUpAndTriedAgain(t *testing.T) {
-	var calls int32
+	var calls atomic.Int32
 	client := play(t, &script{watch: func(_ *limbeckv1.WatchRunRequest, stream limbeckv1.TrainingService_WatchRunServer) error {
-		switch atomic.AddInt32(&calls, 1) {
+		switch calls.Add(1) {
 		case 1:
 			_ = stream.Send(said(event(1, 0)))
 			<-stream.Context().Done() // says nothing more
-			return nil
+			return stream.Context().Err()
 		case 2: // alive for longer than the silence that is borne, then silent
 			for i := 0; i < 8; i++ {
 				_ = stream.Send(&limbeckv1.WatchRunResponse{Kind: &limbeckv1.WatchRunResponse_Alive{Alive: &limbeckv1.WatchAlive{}}})
 				time.Sleep(50 * time.Millisecond)
 			}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		}
 		_ = stream.Send(said(event(2, succeeded)))
 		return nil
 	}}, Liveness(time.Second, 300*time.Millisecond))
 	events := client.Watch(context.Background(), "r", Oldest)
-	if found := fmt.Sprint(sequences(events)); found != "[1 2]" || events.Err() != nil || calls != 3 {
-		t.Error(found, events.Err(), calls)
+	if found := fmt.Sprint(sequences(events)); found != "[1 2]" || events.Err() != nil || calls.Load() != 3 {
+		t.Error(found, events.Err(), calls.Load())
 	}
 }
 
 func TestASilentServerIsToldWhenPatienceEnds(t *testing.T) {
 	client := play(t, &script{watch: func(_ *limbeckv1.WatchRunRequest, stream limbeckv1.TrainingService_WatchRunServer) error {
 		<-stream.Context().Done()
-		return nil
+		return stream.Context().Err()
 	}}, Liveness(time.Second, 50*time.Millisecond), Timeout(200*time.Millisecond))
 	events := client.Watch(context.Background(), "r", Oldest)
 	if events.Next() || !errors.Is(events.Err(), PeerSilent) {
@@ -309,27 +308,27 @@ func TestContextsEndEverythingAndNothingIsLeft(t *testing.T) {
 		watch: func(_ *limbeckv1.WatchRunRequest, stream limbeckv1.TrainingService_WatchRunServer) error {
 			begun <- struct{}{}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		},
 		signals: func(_ *limbeckv1.StreamSignalsRequest, stream limbeckv1.TeacherService_StreamSignalsServer) error {
 			begun <- struct{}{}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		},
 		score: func(stream limbeckv1.TeacherService_ScoreServer) error {
 			begun <- struct{}{}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		},
 		generate: func(stream limbeckv1.TeacherService_GenerateServer) error {
 			begun <- struct{}{}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		},
 		head: func(stream limbeckv1.TeacherService_GetOutputHeadServer) error {
 			begun <- struct{}{}
 			<-stream.Context().Done()
-			return nil
+			return stream.Context().Err()
 		},
 	})
 	never := make(chan ScoreItem)
@@ -398,19 +397,20 @@ func TestContextsEndEverythingAndNothingIsLeft(t *testing.T) {
 
 func TestErrorsAreTyped(t *testing.T) {
 	var answer error
-	calls := 0
+	var calls atomic.Int32
 	client := play(t, &script{create: func(*limbeckv1.CreateRunRequest) (*limbeckv1.CreateRunResponse, error) {
-		calls++
+		calls.Add(1)
 		return nil, answer
 	}}, Timeout(300*time.Millisecond))
 	for code, reason := range map[codes.Code]Reason{
 		codes.InvalidArgument: RecipeInvalid, codes.ResourceExhausted: QuotaExceeded, codes.Internal: "NEW_REASON",
 	} {
-		calls, answer = 0, refused(t, code, reason)
+		calls.Store(0)
+		answer = refused(t, code, reason)
 		_, err := client.CreateRun(context.Background(), "x")
 		var found *Error
-		if !errors.As(err, &found) || found.Reason != reason || found.Message != "told" || len(found.Problems) != 2 || calls != 1 {
-			t.Fatalf("%d calls: %#v", calls, err)
+		if !errors.As(err, &found) || found.Reason != reason || found.Message != "told" || len(found.Problems) != 2 || calls.Load() != 1 {
+			t.Fatalf("%d calls: %#v", calls.Load(), err)
 		}
 		if found.Problems[0] != (Problem{Message: "this", Field: "here", Hint: "so"}) {
 			t.Error(found.Problems)
@@ -428,9 +428,9 @@ func TestErrorsAreTyped(t *testing.T) {
 		}
 	}
 	for _, answer = range []error{lost, status.Error(codes.Internal, "stream terminated by RST_STREAM with error code")} {
-		calls = 0
-		if _, err := client.CreateRun(context.Background(), "x"); !errors.Is(err, ServerUnavailable) || calls < 2 {
-			t.Errorf("%d calls: %v", calls, err)
+		calls.Store(0)
+		if _, err := client.CreateRun(context.Background(), "x"); !errors.Is(err, ServerUnavailable) || calls.Load() < 2 {
+			t.Errorf("%d calls: %v", calls.Load(), err)
 		}
 	}
 }
@@ -550,18 +550,18 @@ func TestAFileIsFetchedOverLostConnections(t *testing.T) {
 
 func TestBytesOfAnotherFileAreRefused(t *testing.T) {
 	whole := artifact("student/a", []byte("right"))
-	calls := 0
+	var calls atomic.Int32
 	client := play(t, &script{
 		artifacts: []*limbeckv1.Artifact{whole},
 		download: func(_ *limbeckv1.DownloadArtifactRequest, stream limbeckv1.TrainingService_DownloadArtifactServer) error {
-			calls++
+			calls.Add(1)
 			_ = stream.Send(startedFile(whole))
 			return stream.Send(data([]byte("wrong")))
 		},
 	})
 	dir := t.TempDir()
-	if _, err := client.Fetch(context.Background(), "r", dir); !errors.Is(err, StoreDamaged) || calls != 2 {
-		t.Error(calls, err)
+	if _, err := client.Fetch(context.Background(), "r", dir); !errors.Is(err, StoreDamaged) || calls.Load() != 2 {
+		t.Error(calls.Load(), err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "student/a")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the wrong file is there", err)
@@ -569,12 +569,12 @@ func TestBytesOfAnotherFileAreRefused(t *testing.T) {
 }
 
 func TestAFileThatGrowsIsFetchedAsItIsAtTheStart(t *testing.T) {
-	calls := 0
+	var calls atomic.Int32
 	content := []byte("one\ntwo\n")
 	client := play(t, &script{
 		artifacts: []*limbeckv1.Artifact{{Path: "events.jsonl", Size: 4}},
 		download: func(r *limbeckv1.DownloadArtifactRequest, stream limbeckv1.TrainingService_DownloadArtifactServer) error {
-			switch calls++; calls {
+			switch calls.Add(1) {
 			case 1:
 				_ = stream.Send(startedFile(artifact("events.jsonl", content)))
 				_ = stream.Send(data(content[:4]))
@@ -589,8 +589,8 @@ func TestAFileThatGrowsIsFetchedAsItIsAtTheStart(t *testing.T) {
 	})
 	dir := t.TempDir()
 	files, err := client.Fetch(context.Background(), "r", dir, Path("events.jsonl"))
-	if err != nil || calls != 3 {
-		t.Fatal(calls, err)
+	if err != nil || calls.Load() != 3 {
+		t.Fatal(calls.Load(), err)
 	}
 	fileIs(t, files[0], content)
 }
@@ -798,14 +798,14 @@ func TestScoresStayWithinTheCredit(t *testing.T) {
 func TestWhatIsNotAnsweredIsSentAgainAfterALostConnection(t *testing.T) {
 	for _, alone := range []bool{false, true} {
 		s := &scorer{t: t, rows: 2, cost: 100, items: map[uint64]int{}}
-		connections := 0
+		var connections atomic.Int32
 		client := play(t, &script{score: func(stream limbeckv1.TeacherService_ScoreServer) error {
 			if err := s.begin(stream); err != nil {
 				return err
 			}
-			connections++
+			connections.Add(1)
 			whole := 3
-			if connections == 3 {
+			if connections.Load() == 3 {
 				whole = 1000
 			}
 			queue := make(chan *limbeckv1.ScoreItems, 1000)
@@ -892,19 +892,19 @@ func TestItemsFailByThemselves(t *testing.T) {
 
 func TestScoreSaysThatItIsAliveAndNoticesSilence(t *testing.T) {
 	s := &scorer{t: t, rows: 5, cost: 100, items: map[uint64]int{}}
-	connections := 0
+	var connections atomic.Int32
 	enough := make(chan struct{})
 	client := play(t, &script{score: func(stream limbeckv1.TeacherService_ScoreServer) error {
 		if err := s.begin(stream); err != nil {
 			return err
 		}
-		connections++
+		connections.Add(1)
 		queue := make(chan *limbeckv1.ScoreItems, 1000)
 		go s.listen(stream, func(items *limbeckv1.ScoreItems) { queue <- items })
 		items := <-queue
-		if connections == 1 {
+		if connections.Load() == 1 {
 			<-stream.Context().Done() // silent
-			return nil
+			return stream.Context().Err()
 		}
 		for { // alive, until the client was heard three times
 			_ = stream.Send(&limbeckv1.ScoreResponse{Kind: &limbeckv1.ScoreResponse_Alive{Alive: &limbeckv1.Alive{Phase: "loading"}}})
@@ -926,8 +926,8 @@ func TestScoreSaysThatItIsAliveAndNoticesSilence(t *testing.T) {
 	scores := client.Score(context.Background(), "t", &limbeckv1.Want{TopK: 1, Target: true}, FromSlice(scoreItems(1)))
 	checkScores(t, scores, 1, func() {})
 	<-enough
-	if connections != 2 {
-		t.Error(connections)
+	if connections.Load() != 2 {
+		t.Error(connections.Load())
 	}
 }
 
@@ -944,7 +944,7 @@ func TestLeavingEarlyLeavesNothing(t *testing.T) {
 		items := <-queue
 		_ = s.answer(stream, items.Items[0], 100)
 		<-stream.Context().Done()
-		return nil
+		return stream.Context().Err()
 	}})
 	endless := func(context.Context) (ScoreItem, error) {
 		item := scoreItems(1)[0]
@@ -969,9 +969,9 @@ func TestLeavingEarlyLeavesNothing(t *testing.T) {
 var counter uint64
 
 func TestTextsAreContinued(t *testing.T) {
-	connections := 0
+	var connections atomic.Int32
 	client := play(t, &script{generate: func(stream limbeckv1.TeacherService_GenerateServer) error {
-		connections++
+		connections.Add(1)
 		if _, err := stream.Recv(); err != nil {
 			return err
 		}
@@ -992,7 +992,7 @@ func TestTextsAreContinued(t *testing.T) {
 		prompt := message.GetPrompts().Prompts[0]
 		end := uint32(9)
 		send(&limbeckv1.Completion{ItemId: prompt.ItemId, Said: row(2), More: true})
-		if connections == 1 {
+		if connections.Load() == 1 {
 			return lost
 		}
 		send(&limbeckv1.Completion{
@@ -1011,23 +1011,23 @@ func TestTextsAreContinued(t *testing.T) {
 	if found.ID != huge || fmt.Sprint(found.IDs, found.Cut, found.Said.IDs, found.Said.TopK.IDs, found.Said.Target) != "[7] false [7 9] [7 7] []" {
 		t.Errorf("%+v %+v", found, found.Said)
 	}
-	if texts.Next() || texts.Err() != nil || connections != 2 {
-		t.Error(texts.Err(), connections)
+	if texts.Next() || texts.Err() != nil || connections.Load() != 2 {
+		t.Error(texts.Err(), connections.Load())
 	}
 }
 
 func TestAHeadIsFetchedAndVerified(t *testing.T) {
 	content := []byte{0x80, 0x3f, 0, 0x40, 0x40, 0x40, 0x80, 0x40, 0, 0, 0x80, 0xbf} // 1 2 3 4, 0 −1 in bfloat16
 	sum := fmt.Sprintf("%x", sha256.Sum256(content))
-	calls := 0
+	var calls atomic.Int32
 	client := play(t, &script{head: func(stream limbeckv1.TeacherService_GetOutputHeadServer) error {
-		calls++
+		calls.Add(1)
 		head := &limbeckv1.OutputHead{
 			VocabSize: 2, HiddenSize: 2, Dtype: limbeckv1.Dtype_DTYPE_BFLOAT16, Bias: true, Scale: 0.5, Softcap: 30, Bytes: 12, Sha256: sum,
 		}
 		_ = stream.Send(&limbeckv1.GetOutputHeadResponse{Kind: &limbeckv1.GetOutputHeadResponse_Head{Head: head}})
 		for offset := 0; offset < 12; offset += 6 {
-			if calls == 1 && offset > 0 {
+			if calls.Load() == 1 && offset > 0 {
 				return nil // too early
 			}
 			chunk := &limbeckv1.Chunk{Offset: uint64(offset), Data: content[offset : offset+6]}
@@ -1036,8 +1036,8 @@ func TestAHeadIsFetchedAndVerified(t *testing.T) {
 		return nil
 	}})
 	head, err := client.OutputHead(context.Background(), "t")
-	if err != nil || calls != 2 || fmt.Sprint(head.Weight, head.Bias, head.Scale, head.SoftCap) != "[1 2 3 4] [0 -1] 0.5 30" {
-		t.Fatal(head, calls, err)
+	if err != nil || calls.Load() != 2 || fmt.Sprint(head.Weight, head.Bias, head.Scale, head.SoftCap) != "[1 2 3 4] [0 -1] 0.5 30" {
+		t.Fatal(head, calls.Load(), err)
 	}
 	sum = strings.Repeat("0", 64)
 	if _, err := client.OutputHead(context.Background(), "t"); !errors.Is(err, SignalInvalid) {

@@ -1,0 +1,59 @@
+// Distil from Go in 60 lines: go run . SERVER RECIPE FOLDER makes a student from a recipe and fetches it into a folder.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+
+	"limbeck.dev/go/limbeck"
+)
+
+func distil(ctx context.Context, server, recipe, folder string) error {
+	client, err := limbeck.Connect(ctx, server, limbeck.TokenFile(os.Getenv("LIMBECK_TOKEN_FILE")))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	plugins, err := client.Plugins(ctx)
+	if err != nil {
+		return err
+	}
+	for _, plugin := range plugins.Plugins {
+		fmt.Printf("%-14s %-18s %s\n", plugin.Kind, plugin.Name, plugin.Summary)
+	}
+	run, err := client.CreateRun(ctx, recipe)
+	if err != nil {
+		return err // with every problem of the recipe
+	}
+	events := client.Watch(ctx, run.RunId, limbeck.Oldest)
+	for events.Next() { // each event once, whatever happens to the connection
+		event := events.Event()
+		if state := event.GetStateChanged(); state != nil {
+			fmt.Printf("\r\033[K%s %s\n", state.State, state.Error.GetMessage())
+		} else if metrics := event.GetMetrics(); metrics != nil {
+			fmt.Printf("\r\033[Kstep %d: loss %.4f", event.Step, metrics.Values["loss"])
+		}
+		if event.Step == 10 { // steer: the labels count for more from now on
+			if _, err := client.SetKnobs(ctx, run.RunId, map[string]float64{"losses.cross_entropy.weight": 0.2}); err != nil {
+				return err
+			}
+		}
+	}
+	if events.Err() != nil {
+		return events.Err()
+	}
+	_, err = client.Fetch(ctx, run.RunId, folder)
+	return err
+}
+
+func main() {
+	recipe, err := os.ReadFile(os.Args[2])
+	if err == nil {
+		err = distil(context.Background(), os.Args[1], string(recipe), os.Args[3])
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}

@@ -16,7 +16,8 @@ from limbeck.report.numbers import duration
 from limbeck.report.rows import plain_figures
 from limbeck.report.spending import PREFIX, cost_text, counts_text, spending_text
 from limbeck.runs.events import to_json
-from limbeck.v1.event_pb2 import Event, RunState
+from limbeck.v1.event_pb2 import Event, RunState, StageStarted
+from limbeck.v1.event_pb2 import Progress as ProgressSaid
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -144,6 +145,9 @@ class Lines(_Open):
             if self._clock.spent:  # a teacher that is paid for: it may be long at one answer
                 line = self._due(event.stage)
         elif kind == "progress":
+            if not self._clock.unit:  # whoever watches from here on has not seen the stage begin
+                said_now = event.progress
+                self._clock = Clock(said_now.done, said_now.total, said_now.unit, event.time)
             self._clock.done = event.progress.done
             line = self._due(event.stage)
         else:
@@ -201,12 +205,7 @@ class Bars:
         kind = event.WhichOneof("kind")
         self._clock.hear(event.time)
         if kind == "stage_started":
-            said = event.stage_started
-            self._drop()
-            self._clock = Clock(said.done, said.total, said.unit, event.time)
-            total = said.total or None
-            text = progress_text(self._clock)
-            self._task = self._progress.add_task(event.stage, total=total, completed=said.done, text=text)
+            self._begin(event, event.stage_started)
         elif kind == "teacher_starting" and (self._task is None or self._waits):
             self._drop()
             if event.teacher_starting.phase:
@@ -217,6 +216,8 @@ class Bars:
             self._clock.take(event.metrics.values)
             if self._clock.spent and self._task is not None:
                 self._progress.update(self._task, text=progress_text(self._clock))
+        elif kind == "progress" and self._task is None:  # whoever watches from here on has not seen the stage begin
+            self._begin(event, event.progress)
         elif kind == "progress" and self._task is not None:
             self._clock.done = event.progress.done
             self._progress.update(self._task, completed=event.progress.done, text=progress_text(self._clock))
@@ -226,6 +227,12 @@ class Bars:
                 self._drop()
             if line is not None:
                 self._console.print(line, markup=False, highlight=False)
+
+    def _begin(self, event: Event, said: StageStarted | ProgressSaid) -> None:
+        self._drop()
+        self._clock = Clock(said.done, said.total, said.unit, event.time)
+        text = progress_text(self._clock)
+        self._task = self._progress.add_task(event.stage, total=said.total or None, completed=said.done, text=text)
 
     def _drop(self) -> None:
         if self._task is not None:

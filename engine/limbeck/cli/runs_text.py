@@ -83,10 +83,11 @@ def run_lines(run: RunDetails) -> Iterable[str]:
     yield f"state     {run.state} for {age(run.since)}{starts}" + (
         "" if run.ended else f"; on a restart: {run.restart}"
     )
-    if told := progress_of(run):
-        yield f"progress  {told}"
+    if far := progress_of(run):
+        yield f"progress  {far}"
     if run.metrics:
-        first = sorted(run.metrics, key=lambda name: (name != "loss", name))[:FIGURES]
+        told = [name for name in run.metrics if not name.startswith("knobs.")]
+        first = sorted(told, key=lambda name: (name != "loss", "." in name, name))[:FIGURES]
         yield "figures   " + ", ".join(f"{name} {short(run.metrics[name], 4)}" for name in first)
     if run.last_sequence < run.oldest_sequence:
         yield "history   removed by the server's retention, with the folder"

@@ -99,6 +99,29 @@ def test_a_folder_with_something_else_is_left_alone(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_full_disk_makes_no_half_of_a_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = AppendLog.append
+
+    def full(self: AppendLog, *args: Any, **options: Any) -> None:
+        if self.count == 1 and not (place.root / "room").exists():  # there was room for the first event
+            raise LimbeckError(Reason.DISK_FULL)
+        append(self, *args, **options)
+
+    monkeypatch.setattr(AppendLog, "append", full)
+
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            await refused(create(host, place.recipe()), Reason.DISK_FULL)
+            assert not host.list([], 0, "").runs
+            assert not (place.root / "runs" / "a").exists()
+            assert not list(place.root.glob(".run-*"))
+            place.go("room")
+            await reach(host, await create(host, place.recipe()), "succeeded")
+
+    asyncio.run(main())
+
+
 def test_quotas_hold_and_tell_both_problems(place: Place) -> None:
     async def main() -> None:
         place.script(*HELD)

@@ -98,6 +98,15 @@ class History:
         self._bell.set()
         self._bell = asyncio.Event()
 
+    def rest(self) -> None:
+        """Give the memory back, where nobody is just reading."""
+        if self._looking_back.locked():
+            return
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._blocks.clear()
+        self._starts = None
+
     def grown(self) -> bool:
         """Whether the file is another than was read. Raises FileNotFoundError where there is none."""
         return self._file.stat().st_size != self._record.offset

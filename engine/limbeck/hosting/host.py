@@ -7,8 +7,8 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -115,7 +115,8 @@ class RunHost:
             raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=[problem])
         self._looks += 1
         try:
-            found = await self._works.check(recipe)
+            with self._public():
+                found = await self._works.check(recipe)
         finally:
             self._looks -= 1
         return _response(self._workspace, found)
@@ -126,7 +127,8 @@ class RunHost:
         Raises REQUEST_INVALID, RECIPE_INVALID and PLUGIN_UNKNOWN with every problem, RUN_EXISTS, FOLDER_NOT_OURS,
         QUOTA_EXCEEDED, DISK_FULL.
         """
-        record = await self._admission.create(recipe, request_id, owner, restart)
+        with self._public():
+            record = await self._admission.create(recipe, request_id, owner, restart)
         self._works.pump()
         return self._ledger.message(record)
 
@@ -162,33 +164,35 @@ class RunHost:
     async def pause(self, run_id: str) -> pb.Run:
         """Let a run rest. Raises RUN_STATE, DISK_FULL."""
         record = self._ledger.find(run_id)
-        await self._steering.pause(record)
+        with self._public():
+            await self._steering.pause(record)
         return self._ledger.message(record)
 
     async def resume(self, run_id: str) -> pb.Run:
         """Let a run go on. Raises RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""
         record = self._ledger.find(run_id)
-        await self._steering.resume(record)
+        with self._public():
+            await self._steering.resume(record)
         return self._ledger.message(record)
 
     async def cancel(self, run_id: str) -> pb.Run:
         """End a run. Raises RUN_STATE, DISK_FULL."""
         record = self._ledger.find(run_id)
-        await self._steering.cancel(record)
+        with self._public():
+            await self._steering.cancel(record)
         return self._ledger.message(record)
 
     async def update_knobs(self, run_id: str, values: Mapping[str, float]) -> pb.Run:
         """Give knobs other values. Raises KNOB_INVALID with every problem, RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""
         record = self._ledger.find(run_id)
-        await self._steering.update_knobs(record, values)
+        with self._public():
+            await self._steering.update_knobs(record, values)
         return self._ledger.message(record)
 
     async def save_checkpoint(self, run_id: str) -> pb.Checkpoint:
         """Save a checkpoint; returns when it is whole. Raises RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""
-        try:
+        with self._public():
             return await self._steering.save_checkpoint(self._ledger.find(run_id))
-        except LimbeckError as error:
-            raise self._workspace.error(error) from None
 
     def checkpoints(self, run_id: str) -> Sequence[pb.Checkpoint]:
         """A run's complete checkpoints, the oldest first."""
@@ -207,6 +211,14 @@ class RunHost:
         """A run's events."""
         return self._ledger.history(self._ledger.find(run_id))
 
+    @contextmanager
+    def _public(self) -> Iterator[None]:
+        """Errors as clients see them: without paths of this machine."""
+        try:
+            yield
+        except LimbeckError as error:
+            raise self._workspace.error(error) from None
+
     # ------------------------------------------------------------------------------------- what changes on its own
 
     async def _look_around(self) -> None:
@@ -216,15 +228,20 @@ class RunHost:
             await asyncio.sleep(self._limits.poll)
             looks += 1
             for record in list(self._ledger.records.values()):
-                if record.process is None and not record.lock.locked():
-                    try:
-                        await self._look(record, sweep=looks % SWEEP == 0)
-                    except Exception:
-                        self._ledger.log(record).exception("a look at the run failed")
+                try:
+                    await self._look(record, sweep=looks % SWEEP == 0)
+                except Exception:
+                    self._ledger.log(record).exception("a look at the run failed")
             self._works.pump()
 
     async def _look(self, record: Record, *, sweep: bool) -> None:
         ledger, history = self._ledger, self._ledger.history(record)
+        if record.process is not None or record.lock.locked():
+            if sweep and record.dirty:  # so that a server that follows one that was killed has little to read
+                await ledger.save(record)
+            return
+        if sweep and not history.watchers:
+            history.rest()
         if not (history.watchers or record.unsaid.events or record.dirty or sweep):
             return
         async with record.lock:

@@ -13,7 +13,7 @@ from limbeck.hosting.history import History
 from limbeck.hosting.index import Index
 from limbeck.hosting.record import ENDED, WAITING, Record, now
 from limbeck.hosting.workspace import Workspace
-from limbeck.runs.events import append_event
+from limbeck.runs.events import EVENTS, append_event
 from limbeck.runs.folder import read_identity
 from limbeck.signals.messages import error_message
 from limbeck.v1 import error_pb2
@@ -37,7 +37,7 @@ class Ledger:
 
     def add(self, record: Record) -> None:
         """Know a run."""
-        record.history = History(record, self.folder(record) / "events.jsonl")
+        record.history = History(record, self.folder(record) / EVENTS)
         if not record.expired:
             self.records[record.run_id] = record
 
@@ -183,5 +183,7 @@ def _append(folder: Path, run_id: str, change: Any) -> None:
     if identity is None or identity.run_id != run_id:
         problem = Problem("it is not the run's folder any more", file=str(folder))
         raise LimbeckError(Reason.FOLDER_NOT_OURS, problems=[problem])
+    if (folder / EVENTS).is_symlink():  # the run's process is kept to the workspace, this one is not
+        raise LimbeckError(Reason.LOG_DAMAGED, problems=[Problem("it is a link", file=str(folder / EVENTS))])
     with FolderLock(folder):
         append_event(folder, run_id, change)

@@ -94,7 +94,7 @@ class Works:
                 await self._not_started(record, fault)
                 return
             begin = os.fstat(output).st_size
-            record.mark, record.want, record.killed = uuid4().hex, "", False
+            record.mark, record.want, record.killed, record.size = uuid4().hex, "", False, 0
             try:
                 # first: a server that dies must know what to end
                 await ledger.save(record, must=True)
@@ -105,6 +105,9 @@ class Works:
                 os.close(output)
                 await self._not_started(record, fault)
                 return
+            if not check:  # before any that come from now on: their ids only grow
+                for number, values in ledger.index.knobs(record.run_id):
+                    process.post({"knobs": {"id": number, "values": values}})
         log.info("process %d starts%s", process.pid, ": a look at the recipe" if check else "")
         words: dict[str, Any] = {}
         try:
@@ -153,9 +156,6 @@ class Works:
         words: dict[str, Any] = {}
         if check:
             late = loop.call_later(self._limits.check_seconds, process.kill)
-        else:
-            for number, values in self._ledger.index.knobs(record.run_id):
-                process.post({"knobs": {"id": number, "values": values}})
         try:
             async for messages in process.messages():
                 ticks = [int(message["tick"]) for message in messages if "tick" in message]

@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 from limbeck.cli.serve import command
+from limbeck.hosting.artifacts import FILES, SHELVES
+from limbeck.hosting.limits import RunLimits
+from limbeck.hosting.workspace import LENT
 from limbeck.plugins import load_plugins
 from limbeck.recipe.teacher import load_teacher
 from limbeck.service.auth import Role, read_tokens
 from limbeck.service.config import Limits
 from limbeck.service.metrics import Metrics
+from limbeck.service.training_service import MOST_KNOBS, MOST_RECIPE
 
 from .served import ScriptedHost
 
@@ -39,8 +43,30 @@ def test_the_guide_has_the_limits_and_the_roles():
     limits = Limits()
     for text in (f"{limits.tokens_in_flight:,}", f"{limits.answer_bytes >> 20} MiB", f"| {limits.streams} |"):
         assert text in GUIDE
+    assert set(re.findall(r"calls of (.*?) \|", GUIDE)[0].replace(" and ", ", ").split(", ")) == {
+        *("Score", "Generate", "StreamSignals", "WatchRun", "DownloadArtifact")
+    }
     assert "Roles are `score`, `train` and `admin`" in GUIDE
     assert [role.name for role in sorted(Role)] == ["score", "train", "admin"]
+
+
+def test_the_guide_has_the_limits_of_runs():
+    runs = RunLimits()
+    for text in (
+        f"| runs that work at once | {runs.max_runs} (`--max-runs`) |",
+        f"| runs that wait | {runs.queue} |",
+        f"| runs of one client that wait or work | {runs.per_client} |",
+        f"| runs that have not ended, paused ones too | {runs.unfinished} |",
+        f"`--max-runs N` | runs that work at once; {runs.max_runs} where left out",
+        f"`--keep-runs N` | ended runs whose folders are kept; {runs.keep_runs} where left out",
+        f"| text of a recipe | {MOST_RECIPE >> 20} MiB |",
+        f"| knobs of one request | {MOST_KNOBS:,} |",
+        f"begins with `{LENT}`",
+    ):
+        assert text in GUIDE
+    for name in (*FILES, *(f"{shelf}/" for shelf in SHELVES)):
+        assert f"`{name}`" in GUIDE
+    assert runs.keep_gib == 0
 
 
 def test_the_files_of_the_guide_are_valid(tmp_path):

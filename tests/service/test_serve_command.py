@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ import psutil
 import pytest
 
 from limbeck.v1 import teacher_service_pb2 as pb
+from limbeck.v1 import training_service_pb2 as tpb
+from limbeck.v1.event_pb2 import Event, RunState
 from limbeck.v1.teacher_service_pb2_grpc import TeacherServiceStub
+from limbeck.v1.training_service_pb2_grpc import TrainingServiceStub
 
 from .test_replay import capture
 
@@ -48,6 +52,31 @@ def started(*args: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+RECIPE = """\
+teacher: {plugin: transformers, model: teacher}
+student: {from: teacher, layers: [0, 3]}
+data: {path: rows.jsonl, holdout: 2, max_length: 64}
+losses: [{plugin: forward_kl, top_k: 8}]
+training: {max_steps: STEPS, per_device_train_batch_size: 2, logging_steps: 1}
+evaluation: {samples: 0}
+output: runs/a
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_teacher: Path) -> Path:
+    """A workspace with what RECIPE names."""
+    shutil.copytree(tiny_teacher, tmp_path / "workspace" / "teacher")
+    rows = [{"prompt": f"{n} plus 1?\n", "completion": f"It is {n + 1}."} for n in range(12)]
+    (tmp_path / "workspace" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "workspace"
+
+
+def training_at(line: str) -> TrainingServiceStub:
+    address = line.removeprefix("listening on ").strip()
+    return TrainingServiceStub(grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]))
 
 
 def stub_at(line: str) -> TeacherServiceStub:
@@ -151,13 +180,93 @@ def test_json_holds_the_address_and_nothing_else(teacher):
         assert process.communicate(timeout=60)[0] == ""
 
 
-def test_the_process_imports_nothing_heavy(teacher):
-    code = (
-        "import sys; from limbeck.cli import serve; from limbeck.service import server; from limbeck.plugins import "
-        "load_plugins; load_plugins(); print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+LIGHT = """
+import asyncio, sys
+from pathlib import Path
+import grpc
+from limbeck.cli import serve
+from limbeck.service.config import ServeConfig
+from limbeck.service.server import Server
+from limbeck.v1 import plugin_service_pb2 as plugins, training_service_pb2 as pb
+from limbeck.v1.plugin_service_pb2_grpc import PluginServiceStub
+from limbeck.v1.training_service_pb2_grpc import TrainingServiceStub
+
+async def work():
+    server = Server(ServeConfig(workspace=Path(sys.argv[1]), listen="127.0.0.1:0"))
+    channel = grpc.aio.insecure_channel(await server.start(), options=[("grpc.enable_http_proxy", 0)])
+    assert (await PluginServiceStub(channel).ListPlugins(plugins.ListPluginsRequest())).plugins
+    stub = TrainingServiceStub(channel)
+    answer = await stub.ValidateRecipe(pb.ValidateRecipeRequest(recipe=sys.argv[2]))
+    assert not answer.HasField("error"), answer
+    made = await stub.CreateRun(pb.CreateRunRequest(request_id="r", recipe=sys.argv[2]))
+    last = [answer async for answer in stub.WatchRun(pb.WatchRunRequest(run_id=made.run.run_id))][-1]
+    assert last.events.events[-1].state_changed.state == 10, last
+    artifacts = (await stub.ListArtifacts(pb.ListArtifactsRequest(run_id=made.run.run_id))).artifacts
+    assert any(one.path == "student/model.safetensors" for one in artifacts)
+    await channel.close()
+    await server.stop(1.0)
+
+asyncio.run(work())
+heavy = {"torch", "transformers", "tokenizers", "datasets", "accelerate", "vllm"} & sys.modules.keys()
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_a_server_imports_nothing_heavy_also_while_it_trains(workspace):
+    recipe = RECIPE.replace("STEPS", "2")
+    command = [sys.executable, "-c", LIGHT, str(workspace), recipe]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_runs_rest_when_the_server_stops_and_go_on_when_it_is_back(workspace):
+    """SIGTERM while the run trains, then a server again: one history, without a gap, to the end."""
+    options = ("--workspace", workspace, "--listen", "127.0.0.1:0")
+    events: list[Event] = []
+    with started(*options) as (process, line):
+        stub = training_at(line)
+        made = stub.CreateRun(tpb.CreateRunRequest(request_id="r", recipe=RECIPE.replace("STEPS", "60")))
+        watching = stub.WatchRun(tpb.WatchRunRequest(run_id=made.run.run_id))
+        while not any(event.HasField("metrics") for event in events):
+            events += next(watching).events.events
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert log_of(err)[-1].items() >= {"message": "stopped", "drained": True}.items()
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+    with started(*options) as (_, line):
+        stub = training_at(line)
+        again = tpb.WatchRunRequest(run_id=made.run.run_id, after_sequence=events[-1].sequence)
+        for answer in stub.WatchRun(again):
+            events += answer.events.events
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    states = [event.state_changed.state for event in events if event.HasField("state_changed")]
+    assert states.count(RunState.RUN_STATE_QUEUED) == 2
+    assert states[-1] == RunState.RUN_STATE_SUCCEEDED
+    assert [event.run_interrupted.signal for event in events if event.HasField("run_interrupted")] == ["server"]
+
+
+def test_a_second_signal_ends_a_server_at_once_with_its_runs(workspace):
+    with started("--workspace", workspace, "--listen", "127.0.0.1:0") as (process, line):
+        stub = training_at(line)
+        made = stub.CreateRun(tpb.CreateRunRequest(request_id="r", recipe=RECIPE.replace("STEPS", "100000")))
+        for answer in stub.WatchRun(tpb.WatchRunRequest(run_id=made.run.run_id)):
+            if any(event.HasField("metrics") for event in answer.events.events):
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            child.suspend()  # so that it cannot rest in time
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        while json.loads(process.stderr.readline())["message"] != "draining":
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+        for child in children:
+            child.resume()
+        assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def refused(*args: str | Path) -> dict:
@@ -174,6 +283,7 @@ def test_every_problem_is_told_at_once_with_its_place(teacher, tmp_path):
         *("--teacher", f"a={bad}", "--teacher", f"b={tmp_path / 'gone.yaml'}", "--teacher", "c"),
         *("--signals", f"s={tmp_path}", "--listen", "127.0.0.1:99999", "--tls-cert", tmp_path / "cert.pem"),
         *("--metrics", "here", "--tokens", tmp_path / "tokens.yaml"),
+        *("--max-runs", "2", "--keep-runs", "1", "--keep-gib", "0.5", "--read", tmp_path),
     )
     assert error["reason"] == "SERVER_INVALID"
     found = {(Path(p.get("file", "")).name, p.get("line"), p.get("field")) for p in error["problems"]}
@@ -189,7 +299,9 @@ def test_every_problem_is_told_at_once_with_its_place(teacher, tmp_path):
         ("gone.yaml", None, None),
         (tmp_path.name, None, None),
         ("tokens.yaml", None, "--tokens"),
+        *(("", None, option) for option in ("--max-runs", "--keep-runs", "--keep-gib", "--read")),
     }
+    assert refused()["problems"][0]["message"].startswith("there is nothing to serve")
 
 
 @pytest.mark.parametrize(

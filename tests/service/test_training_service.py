@@ -255,6 +255,47 @@ def test_a_server_that_drains_lets_its_watchers_go_and_its_runs_rest(served, run
     served(check, timing=Timing(poll=0.02))
 
 
+def test_a_token_that_is_taken_out_ends_its_watchers(served, runs, tmp_path):
+    def write(*names: str) -> None:
+        entries = [
+            f"  - {{name: {name}, token_sha256: {hashlib.sha256(name.encode()).hexdigest()}, role: train}}\n"
+            for name in names
+        ]
+        (tmp_path / "tokens.yaml").write_text("tokens:\n" + "".join(entries))
+
+    write("tom", "amy")
+
+    async def check(stub, _):
+        runs.past.say("one")
+        request = pb.WatchRunRequest(run_id=RUN)
+        calls = {
+            name: stub.WatchRun(request, metadata=(("authorization", f"Bearer {name}"),)) for name in ("tom", "amy")
+        }
+        for call in calls.values():
+            await call.read()
+        write("amy")
+        code, error = await error_from(calls["tom"])
+        assert (code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED)
+        runs.past.say("two", over=True)
+        assert [event.log.message for event in (await calls["amy"].read()).events.events] == ["two"]
+        assert await calls["amy"].read() is grpc.aio.EOF
+
+    served(check, tokens=tmp_path / "tokens.yaml", timing=Timing(poll=0.02))
+
+
+def test_runs_that_cannot_be_closed_do_not_keep_the_server_from_stopping(served, runs, caplog):
+    async def full(grace: float) -> None:
+        raise LimbeckError(Reason.DISK_FULL)
+
+    runs.close = full
+
+    async def check(stub, served):
+        assert await served.server.stop(1.0)
+        assert "The disk is full." in caplog.text
+
+    served(check)
+
+
 def test_watchers_count_as_streams_of_their_client(served, runs):
     async def check(stub, _):
         runs.past.say("one")

@@ -126,7 +126,9 @@ class Server:
             pass
         drained = not self.busy
         if runs is not None:
-            await runs
+            await asyncio.wait([runs])
+            if (fault := runs.exception()) is not None:  # a full disk, say: the next server brings them to order
+                logger.error("the runs could not be closed: %s", fault)
         self.service.end()
         if self._server is not None:
             await self._server.stop(FLUSH if self.busy else 0)

@@ -49,7 +49,8 @@ def test_every_command_of_the_help_exists_and_helps(capsys):
 def test_every_command_takes_json():
     for name in main.COMMANDS:
         found = main.cli.get_command(click.Context(main.cli), name)
-        assert any("--json" in parameter.opts for parameter in found.params), name
+        for part in getattr(found, "commands", {}).values() or [found]:
+            assert any("--json" in parameter.opts for parameter in part.params), part.name
 
 
 def test_version(capsys):

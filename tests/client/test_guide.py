@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
 def test_the_guides_code_runs(server, capsys):
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     replay, _ = replaying([started(2), signals(1, 2, tokens=True)])
     namespace: dict[str, Any] = {"__name__": "guide"}
     with replay as address:

@@ -40,8 +40,7 @@ func Token(token string) Option {
 }
 
 // TokenFile is a file that holds the bearer token, read anew for each call; "" for no token. A byte order mark and final
-// newlines are no
-// part of it.
+// newlines are no part of it.
 func TokenFile(path string) Option { return func(s *settings) { s.tokenFile = path } }
 
 // TLSCA is a file (PEM) of the authorities that may have signed the server's certificate, in place of the system's.

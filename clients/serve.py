@@ -111,6 +111,8 @@ class Relay:
         running = [asyncio.create_task(way) for way in ways]
         try:
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            if silent.is_set():  # the client hears nothing of the server's end either
+                await running[0]
         finally:
             for way in running:
                 way.cancel()

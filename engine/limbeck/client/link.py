@@ -149,6 +149,17 @@ class Link:
         self.limits = teacher.limits
         await self.budget.learn(int(teacher.limits.tokens_in_flight))
 
+    def renew(self) -> None:
+        """Give a silent connection up: a proxy may keep it open, and answer its pings, for good.
+
+        All calls over it end, and begin again over another one.
+        """
+        channel, self._channel, self._stubs = self._channel, None, {}
+        if channel is not None:
+            task = asyncio.ensure_future(channel.close())
+            self.ending.add(task)
+            task.add_done_callback(self.ending.discard)
+
     async def close(self) -> None:
         """End what is under way and the connection. A second call does nothing."""
         self.closed = True
@@ -207,6 +218,8 @@ class Retries:
         """Seconds to wait before the next try. Raises `error` where trying again is no use, or was for long enough."""
         if error.reason not in AGAIN or self._link.closed:
             raise error
+        if error.reason is Reason.PEER_SILENT:
+            self._link.renew()
         now = asyncio.get_running_loop().time()
         self._since = now if self._since is None else self._since
         times = self._link.times

@@ -652,10 +652,11 @@ def test_wide_integers(served: Served, client: Client, done: Done) -> None:
 
 def test_example(served: Served, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(served.recipe("tiny"))
-    example = CLIENTS.parent / "examples" / "remote" / "distil.py"
-    command = [sys.executable, str(example), "recipe.yaml", "--server", served.address]
-    command += ["--token-file", served.tokens["train"], "--to", "here"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    example = CLIENTS.parent / "examples" / "training" / "distil_from_python.py"
+    command = [sys.executable, str(example), served.address, "recipe.yaml", "here"]
+    done = subprocess.run(
+        [*command, "--token-file", served.tokens["train"]], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "step 200: loss " in done.stdout
     assert (tmp_path / "here" / "student" / "model.safetensors").is_file()

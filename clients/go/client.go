@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand"
+	"strings"
 	"sync"
 	"time"
 
@@ -229,7 +230,8 @@ func (r *retries) delay(err error) (time.Duration, error) {
 	}
 	if !now.Before(r.next) { // else it is one failure with the last: a worker's death fails many items
 		if r.count == 0 {
-			r.client.settings.log(fmt.Sprintf("%s: trying again for up to %.0f s: %s", r.client.settings.name(), left.Seconds(), failed))
+			text := strings.ReplaceAll(failed.Error(), "\n ", ";")
+			r.client.settings.log(fmt.Sprintf("%s: trying again for up to %.0f s: %s", r.client.settings.name(), left.Seconds(), text))
 		}
 		r.next = now.Add(min(jittered(min(firstDelay<<r.count, longestDelay)), left))
 		if r.count < 16 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting import workspace as workspace_module
 from limbeck.hosting.borders import Borders, is_path
 from limbeck.hosting.workspace import Workspace, hub_cache
 from limbeck.plugins import load_plugins
@@ -279,6 +281,35 @@ def test_the_hub_s_cache_is_where_the_library_keeps_it(monkeypatch, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- problems
+
+
+def test_a_text_from_the_network_has_only_so_many_values(root):
+    (problem,) = refused(root, "a: [" + "b, " * 21_000 + "]")
+    assert "more than 10,000 values" in problem.message
+
+
+def test_recipes_are_read_one_after_the_other_and_only_so_many_wait(root, monkeypatch):
+    workspace, at_work, most = Workspace(root), [], []
+    plain = workspace.load
+
+    def load(*args):
+        at_work.append(1)
+        most.append(len(at_work))
+        found = plain(*args)
+        at_work.pop()
+        return found
+
+    monkeypatch.setattr(workspace, "load", load)
+    monkeypatch.setattr(workspace_module, "MOST_WAITING", 3)
+
+    async def check():
+        asked = [workspace.load_aside(recipe(), REGISTRY, None) for _ in range(5)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(check())
+    assert [isinstance(one, Recipe) for one in found] == [True, True, True, False, False]
+    assert found[-1].reason is Reason.QUOTA_EXCEEDED
+    assert set(most) == {1}
 
 
 def test_every_problem_is_told_at_once_with_its_place_and_nothing_is_written(root):

@@ -176,6 +176,7 @@ HURTFUL = {
     "a tag": "data: !!python/object/apply:os.system ['touch pwned']",
     "a zero": "\0",
     "dashes": "- " * 50_000,
+    "items": "a:\n" + "- b\n" * 250_000,
     "keys": "? " * 50_000,
     "two documents": "a: b\n---\nc: d",
     "a long path": "output: " + "x/" * 300_000,

@@ -42,7 +42,7 @@ class Admission:
         if (known := self._known(owner, request_id, recipe)) is not None:
             return known
         run_id = uuid4().hex
-        read = await asyncio.to_thread(self._ledger.workspace.load, recipe, self._registry, run_id)
+        read = await self._ledger.workspace.load_aside(recipe, self._registry, run_id)
         policy = restart or pb.RESTART_POLICY_RESUME
         output = self._ledger.workspace.relative(read.output)
         run = pb.Run(run_id=run_id, output=output, owner=owner, restart=policy, knobs=knobs_of(read))

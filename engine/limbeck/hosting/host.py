@@ -107,7 +107,7 @@ class RunHost:
         """What is to be said of a recipe. Raises REQUEST_INVALID, QUOTA_EXCEEDED, RUN_CRASHED, DISK_FULL."""
         check_recipe(recipe)
         try:
-            await asyncio.to_thread(self._workspace.load, recipe, self._registry, None)
+            await self._workspace.load_aside(recipe, self._registry, None)
         except LimbeckError as error:
             return pb.ValidateRecipeResponse(error=_validation_error(error))
         if self._looks >= MOST_LOOKS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from limbeck.runs.folder import IDENTITY
 
 HIDDEN = ".limbeck"  # the server's own folder in the workspace
 LENT = "LIMBECK_KEY_"  # variables of the server's environment that recipes may name begin so
+MOST_WAITING = 64  # recipes that wait to be read
 OUTSIDE = "must lie in the server's workspace, or in a folder that it lets recipes read"
 _RECIPE = "recipe"  # what a client calls it
 
@@ -31,6 +34,8 @@ class Workspace:
         self.borders = Borders(root, read)
         self.root = self.borders.root
         self.read = self.borders.read
+        self._reader = ThreadPoolExecutor(1, "limbeck-recipe")
+        self._waiting = 0
         names = {os.path.abspath(root), str(self.root)}
         self._roots = re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, sorted(names)))})(/+|(?![\w.-]))")
 
@@ -41,6 +46,21 @@ class Workspace:
         the latter the text is the same whatever is there, and no path of this machine is told.
         """
         return self._load(text, registry, self.recipe_file(run_id or "new"), inputs=True)
+
+    async def load_aside(self, text: str, registry: Registry, run_id: str | None) -> Recipe:
+        """As :meth:`load`, in a thread: one recipe after the other, so that long ones leave the server its other work.
+
+        Raises QUOTA_EXCEEDED too, where many wait.
+        """
+        if self._waiting >= MOST_WAITING:
+            problem = Problem(f"{self._waiting} recipes wait to be read already", hint="try again later")
+            raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=[problem])
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._reader, self.load, text, registry, run_id)
+        finally:
+            self._waiting -= 1
 
     def reload(self, file: Path, registry: Registry) -> Recipe:
         """The recipe in `file`, right before it is used: what was inside may lead outside by now.

@@ -32,6 +32,7 @@ _CONSTANTS: dict[str, Any] = {
 }
 _STR_TAG = "tag:yaml.org,2002:str"
 MOST_VALUES = 100_000  # aliases can make a short text enormous
+MOST_SENT = 10_000  # of a text that came over the network: reading more would keep others waiting
 MOST_DEPTH = 100
 
 
@@ -105,7 +106,7 @@ def read_document(
     """
     document = Document(path, _read_text(path) if text is None else text)
     try:
-        _Builder(document).build()
+        _Builder(document, MOST_VALUES if text is None else MOST_SENT).build()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
@@ -182,11 +183,11 @@ class _Node:
 class _Builder:
     """Composes nodes from ruamel's events, then values from nodes."""
 
-    def __init__(self, document: Document) -> None:
-        self._document = document
+    def __init__(self, document: Document, most: int) -> None:
+        self._document, self._most = document, most
         self._events = YAML(typ="safe", pure=True).parse(document.text)
         self._anchors: dict[str, _Node] = {}
-        self._count = 0
+        self._nodes = self._count = 0
 
     def build(self) -> None:
         document = self._document
@@ -207,9 +208,15 @@ class _Builder:
         problem = Problem(message, str(document.path), mark.line, mark.column, field_text(at) or None, hint)
         document.problems.append(problem)
 
+    def _too_many(self) -> ValueError:
+        return ValueError(f"it has more than {self._most:,} values; an alias may repeat itself")
+
     def _node(self, event: Any, depth: int) -> _Node:
         if depth > MOST_DEPTH:
             raise RecursionError
+        self._nodes += 1
+        if self._nodes > 2 * self._most:  # keys are nodes too
+            raise self._too_many()
         kind = type(event).__name__
         if kind == "AliasEvent":
             known = self._anchors.get(event.anchor)
@@ -235,8 +242,8 @@ class _Builder:
     def _value(self, node: _Node, at: Path_, above: tuple[int, ...]) -> Any:
         node, mark = _target(node), node.mark  # an alias stands where it is written, its parts where the anchor is
         self._count += 1
-        if self._count > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values; an alias may repeat itself")
+        if self._count > self._most:
+            raise self._too_many()
         if id(node) in above:
             self._fault(node.mark, "an alias stands inside of its own anchor", at=at)
             return None

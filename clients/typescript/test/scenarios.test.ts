@@ -26,7 +26,7 @@ test('the scenarios are those of the list', () => {
 });
 
 for (const { name } of LISTED) {
-  test(name, async () => {
+  test(name, { timeout: 300_000 }, async () => {
     await SCENARIOS[name]!(served);
   });
 }

@@ -90,7 +90,7 @@ export const teachers: Scenarios = {
     const items = itemsOf(3);
     items[1] = { itemId: 1, ids: new Int32Array(600).fill(70), n: 5 };
     const client = served.client('score');
-    const error = await refused(all(client.score(served.facts.teacher, items, WANT)), 'SCORING_FAILED');
+    const error = await refused(all(client.score(served.facts.teacher, items, WANT)), 'REQUEST_INVALID');
     assert.deepEqual(
       error.problems.map(({ field }) => field),
       ['item 1'],
@@ -102,7 +102,7 @@ export const teachers: Scenarios = {
     };
     const found = await all(client.score(served.facts.teacher, items, WANT, { failed }));
     assert.deepEqual(new Set(found.map(({ itemId }) => itemId)), new Set([0n, 2n]));
-    assert.deepEqual(heard, [[1n, 'SCORING_FAILED']]);
+    assert.deepEqual(heard, [[1n, 'REQUEST_INVALID']]);
   },
 
   async error_teacher_unknown(served) {

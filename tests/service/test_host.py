@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
+from limbeck.hosting import kin as kin_module
 from limbeck.interfaces import Sampling
 from limbeck.recipe import Bound
 from limbeck.service import host as host_module
-from limbeck.service import kin as kin_module
 from limbeck.service import lane as lane_module
 from limbeck.service.process import WorkerProcess
 from limbeck.signals.fragments import fragments

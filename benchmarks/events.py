@@ -32,7 +32,7 @@ from limbeck.client.records import state_of
 
 WATCHERS = (1, 16, 64)
 IN_A_PROCESS = 16
-LONG = RECIPE.replace("max_steps: 300", "max_steps: 1000000").replace("save_steps: 40", "save_steps: 100000")
+LONG = RECIPE.replace("max_steps: 600", "max_steps: 1000000").replace("save_steps: 40", "save_steps: 100000")
 
 
 def receive(address: str, run_id: str, count: int, seconds: float) -> None:
@@ -106,7 +106,7 @@ def pace(events: Sequence[Event]) -> float:
 
 def cost_table(workspace: Path, log: Path, steps: int, repeats: int) -> Table:
     """The same recipe by both ways, in turn."""
-    recipe = RECIPE.replace("max_steps: 300", f"max_steps: {steps}").replace("save_steps: 40", "save_steps: 100000")
+    recipe = RECIPE.replace("max_steps: 600", f"max_steps: {steps}").replace("save_steps: 40", "save_steps: 100000")
     alone: list[float] = []
     served: list[float] = []
     for repeat in range(repeats):

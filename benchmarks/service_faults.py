@@ -46,7 +46,7 @@ data: {path: rows.jsonl, holdout: 4, max_length: 256}
 losses:
   - {plugin: forward_kl, weight: 0.9, top_k: 16, temperature: 2.0}
   - {plugin: cross_entropy, weight: 0.1}
-training: {learning_rate: 1.0e-3, max_steps: 300, per_device_train_batch_size: 8, save_steps: 40}
+training: {learning_rate: 1.0e-3, max_steps: 600, per_device_train_batch_size: 8, save_steps: 40}
 evaluation: {twin: false, samples: 1, max_new_tokens: 8}
 output: runs/OUTPUT
 """
@@ -243,7 +243,7 @@ class Trouble:
     def _kill(self) -> None:
         chance = random.Random(self._seed)
         while True:
-            time.sleep(chance.uniform(0.5, 5.0))
+            time.sleep(chance.uniform(0.5, 8.0))
             if time.monotonic() > self._end:
                 return
             what = chance.choices(["server", "run", "client"], [2, 3, 4])[0]

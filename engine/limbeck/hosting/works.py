@@ -108,6 +108,8 @@ class Works:
             if not check:  # before any that come from now on: their ids only grow
                 for number, values in ledger.index.knobs(record.run_id):
                     process.post({"knobs": {"id": number, "values": values}})
+            if self.closing:
+                self.stop(record, "server")
         log.info("process %d starts%s", process.pid, ": a look at the recipe" if check else "")
         words: dict[str, Any] = {}
         try:

@@ -447,7 +447,7 @@ def problems_of(**config) -> list[str]:
 
 
 def test_a_server_without_anything_to_serve_is_refused():
-    assert problems_of() == [": there is nothing to serve: no teacher and no signals"]
+    assert problems_of() == [": there is nothing to serve: no teacher, no signals and no runs"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ class Proxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
+    def drop(self) -> None:
+        """Drop all connections that there are, now; from any thread."""
+
+        def now() -> None:
+            for task in self._tasks:
+                self.dropped += task.cancel()
+
+        self._server.get_loop().call_soon_threadsafe(now)
+
     async def stop(self) -> None:
         self._server.close()
         for task in self._tasks:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // budget are the tokens that a client has under way, over all its calls: the server's limit is kept before it has to
@@ -116,6 +118,7 @@ func (b *budget) fits(s *share, tokens uint64) bool {
 type silence struct {
 	limit time.Duration
 	timer *time.Timer
+	conn  *grpc.ClientConn // that was listened to
 	mu    sync.Mutex
 	fired bool
 }

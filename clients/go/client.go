@@ -21,7 +21,7 @@ const (
 // Client is a client of one server, or of its replicas. It may be used by several goroutines.
 type Client struct {
 	settings *settings
-	conn     *grpc.ClientConn
+	channel  *channel
 	training limbeckv1.TrainingServiceClient
 	plugins  limbeckv1.PluginServiceClient
 	teachers limbeckv1.TeacherServiceClient
@@ -43,16 +43,16 @@ func Connect(ctx context.Context, address string, options ...Option) (*Client, e
 	if err != nil {
 		return nil, err
 	}
-	conn, err := settings.dial(ctx)
-	if err != nil {
+	channel := &channel{settings: settings}
+	if channel.conn, err = settings.dial(ctx); err != nil {
 		return nil, wrongConnection(Problem{Message: err.Error(), Field: "address"})
 	}
 	return &Client{
 		settings: settings,
-		conn:     conn,
-		training: limbeckv1.NewTrainingServiceClient(conn),
-		plugins:  limbeckv1.NewPluginServiceClient(conn),
-		teachers: limbeckv1.NewTeacherServiceClient(conn),
+		channel:  channel,
+		training: limbeckv1.NewTrainingServiceClient(channel),
+		plugins:  limbeckv1.NewPluginServiceClient(channel),
+		teachers: limbeckv1.NewTeacherServiceClient(channel),
 		budget:   newBudget(),
 		closed:   make(chan struct{}),
 		limits:   &limbeckv1.Limits{},
@@ -70,7 +70,7 @@ func (c *Client) Close() error {
 	if done {
 		return nil
 	}
-	return c.conn.Close()
+	return c.channel.close()
 }
 
 func (c *Client) isClosed() bool {

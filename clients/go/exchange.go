@@ -324,6 +324,7 @@ func (x *exchange[I, A]) connected() error {
 	}
 	heard := newSilence(x.client.settings.times.silence, hangUp)
 	defer heard.stop()
+	heard.conn = x.client.channel.current()
 	stream, receive, err := x.call.open(out, x.client)
 	if err != nil {
 		return x.ending(heard, err)
@@ -341,6 +342,7 @@ func (x *exchange[I, A]) connected() error {
 
 func (x *exchange[I, A]) ending(heard *silence, err error) error {
 	if heard.noticed() && x.ctx.Err() == nil {
+		x.client.channel.leave(heard.conn)
 		return x.client.silence()
 	}
 	return x.client.failure(x.ctx, err)

@@ -210,7 +210,7 @@ func errorItem(t *testing.T, s *served) {
 	items[1] = ScoreItem{ID: 1, IDs: make([]int32, 600), N: 5}
 	client := s.connect(t, "score", s.Address)
 	_, err := s.score(client, topK, items)
-	failed := refusedWith(t, err, ScoringFailed)
+	failed := refusedWith(t, err, RequestInvalid)
 	if len(failed.Problems) != 1 || failed.Problems[0].Field != "item 1" || !strings.Contains(err.Error(), "512") {
 		t.Error(err)
 	}

@@ -15,6 +15,7 @@ type tap[M any] struct {
 	client *Client
 	ctx    context.Context // the caller's
 	stop   context.CancelFunc
+	conn   *grpc.ClientConn
 	recv   func() (M, error)
 	silent atomic.Bool
 }
@@ -29,7 +30,7 @@ func open[Q any, M any, S interface{ Recv() (M, error) }](
 	if err != nil {
 		return nil, err
 	}
-	t := &tap[M]{client: c, ctx: ctx}
+	t := &tap[M]{client: c, ctx: ctx, conn: c.channel.current()}
 	out, t.stop = context.WithCancel(out)
 	timer := t.watch()
 	defer timer.Stop()
@@ -67,6 +68,7 @@ func (t *tap[M]) watch() *time.Timer {
 
 func (t *tap[M]) failure(err error) error {
 	if t.silent.Load() && t.ctx.Err() == nil {
+		t.client.channel.leave(t.conn)
 		return t.client.silence()
 	}
 	return t.client.failure(t.ctx, err)

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	limbeckv1 "limbeck.dev/go/limbeck/v1"
@@ -152,7 +154,12 @@ func (ending) Recv() (*limbeckv1.WatchRunResponse, error) { return nil, io.EOF }
 
 func TestASilentServerIsGivenUpAndTriedAgain(t *testing.T) {
 	var calls atomic.Int32
+	var from sync.Map
 	client := play(t, &script{watch: func(_ *limbeckv1.WatchRunRequest, stream limbeckv1.TrainingService_WatchRunServer) error {
+		where, _ := peer.FromContext(stream.Context())
+		if _, known := from.LoadOrStore(where.Addr.String(), true); known {
+			t.Error("the silent connection is used again")
+		}
 		switch calls.Add(1) {
 		case 1:
 			_ = stream.Send(said(event(1, 0)))

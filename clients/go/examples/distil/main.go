@@ -35,7 +35,7 @@ func distil(ctx context.Context, server, recipe, folder string) error {
 		} else if metrics := event.GetMetrics(); metrics != nil {
 			fmt.Printf("\r\033[Kstep %d: loss %.4f", event.Step, metrics.Values["loss"])
 		}
-		if event.Step == 10 { // steer: the labels count for more from now on
+		if event.Step == 10 && event.GetMetrics() != nil { // steer: the labels count for more from now on
 			if _, err := client.SetKnobs(ctx, run.RunId, map[string]float64{"losses.cross_entropy.weight": 0.2}); err != nil {
 				return err
 			}

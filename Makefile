@@ -1,6 +1,7 @@
 # make demo    set up what is needed and distil a real model; a second call is quick
 # make test    set up what is needed and run every test
 # make lint    ruff, mypy, import-linter
+# make clients build, lint and test the clients in Go (wants Debian's packages, see clients/go/test.sh) and TypeScript
 # make vllm    set up vLLM's CPU build in an environment of its own (3.4 GB) and run the tests that need it
 # make short   the demo with a few prompts and a few steps (CI)
 # make picture docs/images/report.png from the demo's report (wants chromium)
@@ -17,10 +18,10 @@ BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
 PIP := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MADE_OF := pyproject.toml $(wildcard constraints-cpu.txt plugins/*/pyproject.toml)
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist loadgroup
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo short test vllm lint picture clean
+.PHONY: demo short test vllm lint clients clients-go clients-typescript picture clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo/prepare.py
@@ -36,9 +37,9 @@ short: $(VENV)/.demo
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST)
 
-# one file of tests is one process, which shares an engine; two engines that bind to the same core would halve each other
+# tests that share an engine run in one process; two engines that bind to the same core would halve each other
 vllm: $(VLLM_VENV)/.vllm
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -q -m vllm -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -q plugins -m vllm -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,6 +47,18 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy $(wildcard plugins/*/src)
 	$(BIN)/lint-imports
+
+clients: clients-go clients-typescript
+
+clients-go: $(VENV)/.dev
+	LIMBECK_PYTHON=$(abspath $(BIN)/python) clients/go/test.sh
+
+clients-typescript: $(VENV)/.dev clients/typescript/node_modules
+	cd clients/typescript && npm run --silent lint && LIMBECK_PYTHON=$(abspath $(BIN)/python) npm test --silent
+
+clients/typescript/node_modules: clients/typescript/package-lock.json
+	npm ci --silent --no-audit --no-fund --prefix clients/typescript
+	touch $@
 
 picture: docs/screenshot.sh
 	docs/screenshot.sh runs/gemma-half/report/index.html docs/images/report.png

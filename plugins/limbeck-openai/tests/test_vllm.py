@@ -2,13 +2,6 @@
 
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +19,6 @@ pytestmark = pytest.mark.vllm
 
 ROOT = Path(__file__).parents[3]
 GEMMA = Path(os.environ.get("LIMBECK_GEMMA", ROOT / "examples" / "demo" / ".cache" / "gemma-3-270m"))
-START = 300  # seconds
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 APIS = [{"api": api, "stream": stream} for api in ("chat", "responses", "completions") for stream in (False, True)]
 EVERY_API = pytest.mark.parametrize("options", APIS, ids=lambda o: o["api"] + "-streamed" * o["stream"])
@@ -59,35 +51,16 @@ def filled(folder):
 
 
 @pytest.fixture(scope="module")
-def address(folder, tmp_path_factory):
+def address(request, folder, tmp_path_factory, serve_vllm):
     """A server of the model."""
+    if folder == GEMMA:
+        yield f"{request.getfixturevalue('gemma_server').address}/v1"
+        return
     work = tmp_path_factory.mktemp("server")
     (work / "chat.jinja").write_text(TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "one", "--max-model-len", "256"]
-    command += ["--max-num-seqs", "8", "--enforce-eager", "--dtype", "float32", "--max-logprobs", "20"]
-    command += ["--chat-template", str(work / "chat.jinja"), "--generation-config", "vllm"]
-    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with (work / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + START
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            assert process.poll() is None, (work / "log").read_text()[-3000:]
-            assert time.monotonic() < end, (work / "log").read_text()[-3000:]
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    options = ["--max-logprobs", "20", "--chat-template", str(work / "chat.jinja"), "--generation-config", "vllm"]
+    with serve_vllm(folder, work / "log", *options) as server:
+        yield f"{server.address}/v1"
 
 
 @pytest.fixture

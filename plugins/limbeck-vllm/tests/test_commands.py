@@ -61,17 +61,37 @@ def test_a_run_generates_labels_trains_and_evaluates_with_json_alone_on_stdout(
     assert "EngineCore" not in done.stderr  # vLLM is quiet
 
 
-def test_a_server_tells_of_the_start_answers_and_leaves_nothing_when_it_is_killed(
+def served(tiny_folder: Path, work: Path) -> tuple[subprocess.Popen[str], str]:
+    """A server of the teacher `tiny`, and its address."""
+    file = work / "teacher.yaml"
+    file.write_text(f"plugin: vllm\nmodel: {tiny_folder}\ndtype: float32\n{ENGINE}\n")
+    command = [sys.executable, "-m", "limbeck.cli.main", "serve", "--listen", "127.0.0.1:0", f"--teacher=tiny={file}"]
+    with (work / "log").open("ab") as log:
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert server.stdout is not None
+    with server.stdout as lines:
+        return server, lines.readline().split()[-1]
+
+
+def started(server: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """Processes below a server's, from those whose command line has `name` on."""
+    found = [p for p in psutil.Process(server.pid).children(recursive=True) if name in " ".join(p.cmdline())]
+    return [*found, *(child for one in found for child in one.children(recursive=True) if child not in found)]
+
+
+def all_end(processes: list[psutil.Process]) -> None:
+    end = time.monotonic() + 120
+    while any(lives(process) for process in processes):
+        assert time.monotonic() < end, "a process is left"
+        time.sleep(0.1)
+
+
+def test_a_server_tells_of_the_start_and_answers_and_a_holder_killed_at_work_leaves_no_engine(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "teacher.yaml"
-    file.write_text(f"plugin: vllm\nmodel: {tiny_folder}\ndtype: float32\n{ENGINE}\n")
-    log = (tmp_path / "log").open("wb")
-    command = [sys.executable, "-m", "limbeck.cli.main", "serve", "--listen", "127.0.0.1:0", f"--teacher=tiny={file}"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    server, address = served(tiny_folder, tmp_path)
+    left: list[psutil.Process] = []
     try:
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[-1]
         phases: list[str] = []
         ids = np.array([2, 70, 71, 72], np.int32)
         with connect(address, timeout=60) as client:
@@ -87,15 +107,31 @@ def test_a_server_tells_of_the_start_answers_and_leaves_nothing_when_it_is_kille
             (answer,) = client.generate("tiny", [Prompt(1, ids)], Sampling(max_new_tokens=4, logprobs=2))
             assert answer.said is not None
             assert answer.said.top_k.k == 2
-        started = psutil.Process(server.pid).children(recursive=True)
-        assert any("limbeck_vllm.child" in " ".join(process.cmdline()) for process in started)
+            prompts = (Prompt(i, ids) for i in range(1_000_000))
+            texts = client.generate("tiny", prompts, Sampling(max_new_tokens=40))
+            assert next(texts)  # and it is at work, until the end of this
+            holders = started(server, "limbeck.service.worker")
+            left = started(server, "limbeck_vllm.child")
+            assert len(left) >= 2
+            server.kill()  # who would end what its worker leaves
+            for holder in holders:
+                if holder not in left and lives(holder):
+                    holder.kill()
     finally:
         server.kill()
         server.wait()
-        log.close()
-        if server.stdout is not None:
-            server.stdout.close()
-    end = time.monotonic() + 120
-    while any(lives(process) for process in started):
-        assert time.monotonic() < end, "a process is left"
-        time.sleep(0.1)
+    all_end(left)
+
+
+def test_a_server_killed_while_an_engine_starts_leaves_none(tiny_folder: Path, tmp_path: Path) -> None:
+    server, _ = served(tiny_folder, tmp_path)
+    try:
+        end = time.monotonic() + 120
+        while len(left := started(server, "limbeck_vllm.child")) < 2:  # vLLM has begun to start its own
+            assert time.monotonic() < end, "no engine starts"
+            time.sleep(0.02)
+        left = started(server, "limbeck")
+    finally:
+        server.kill()
+        server.wait()
+    all_end(left)

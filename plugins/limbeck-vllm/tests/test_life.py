@@ -7,10 +7,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,42 +49,6 @@ def until(true: Callable[[], bool]) -> None:
 
 def one_score(teacher: VllmTeacher) -> int:
     return ask(scores(teacher, [ScoreItem(0, IDS, 0, 3)], Want(top_k=2)))[0].n
-
-
-@pytest.fixture
-def holder(tiny_config: VllmConfig) -> Iterator[subprocess.Popen[str]]:
-    script = Path(__file__).with_name("holder.py")
-    process = subprocess.Popen(
-        [sys.executable, str(script), tiny_config.model_dump_json()], stdout=subprocess.PIPE, text=True
-    )
-    yield process
-    process.kill()
-    process.wait()
-
-
-def said(process: subprocess.Popen[str], key: str) -> object:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if key in (message := json.loads(line)):  # whatever vLLM prints never comes to stdout
-            return message[key]
-    raise AssertionError("it ended")
-
-
-def test_kill_9_of_the_process_that_holds_the_teacher_leaves_no_engine(holder: subprocess.Popen[str]) -> None:
-    pid = said(holder, "pid")
-    assert isinstance(pid, int)
-    said(holder, "written")  # it is at work
-    assert len(family(pid)) >= 2
-    holder.kill()
-    until(lambda: not family(pid))
-
-
-def test_kill_9_while_the_engine_starts_leaves_none_either(holder: subprocess.Popen[str]) -> None:
-    pid = said(holder, "pid")
-    assert isinstance(pid, int)
-    until(lambda: len(family(pid)) >= 2)  # vLLM has begun to start its own
-    holder.kill()
-    until(lambda: not family(pid))
 
 
 def test_a_life_with_phases_a_death_at_work_another_engine_and_an_end(tiny_config: VllmConfig) -> None:
@@ -150,48 +112,39 @@ def changed(folder: Path, to: Path, **config: object) -> Path:
     return to
 
 
-def failure(config: VllmConfig) -> LimbeckError:
-    teacher = VllmTeacher(config)
-    teacher.info()
-    with pytest.raises(LimbeckError) as caught:
-        asyncio.run(teacher.start(lambda _: None))
-    asyncio.run(teacher.close())
-    assert "Traceback" not in str(caught.value)
-    return caught.value
-
-
-def test_a_model_that_vllm_does_not_know_fails_in_its_words_and_is_not_tried_in_a_loop(
+def test_what_cannot_start_fails_in_its_own_words_and_is_tried_again_after_a_rest_not_in_a_loop(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = changed(tiny_folder, tmp_path / "unknown", architectures=["NothingForCausalLM"])
-    teacher = VllmTeacher(VllmConfig(model=str(folder)))
-    for _ in range(2):
+    teacher = VllmTeacher(VllmConfig(model=str(folder), engine={"kv_cache_memory_bytes": 1 << 28}))
+
+    def failure() -> LimbeckError:
         with pytest.raises(LimbeckError) as caught:
             one_score(teacher)
         assert caught.value.reason is Reason.MODEL_INVALID
-        assert "Model architectures ['NothingForCausalLM'] are not supported" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+        return caught.value
+
+    for _ in range(2):
+        assert "Model architectures ['NothingForCausalLM'] are not supported" in str(failure())
     first = teacher._engine
     assert first is not None
     monkeypatch.setattr(module, "REST", 0.0)
-    with pytest.raises(LimbeckError):
-        one_score(teacher)
-    assert teacher._engine is not first  # tried again after a rest
+    shutil.copy(tiny_folder / "config.json", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "incomplete metadata, file not fully covered" in str(failure())  # of the process that reads them
+    assert teacher._engine is not first
     asyncio.run(teacher.close())
 
 
-def test_weights_that_are_cut_off_fail_in_the_words_of_the_process_that_reads_them(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    folder = changed(tiny_folder, tmp_path / "cut")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    error = failure(VllmConfig(model=str(folder), engine={"kv_cache_memory_bytes": 1 << 28}))
-    assert error.reason is Reason.MODEL_INVALID
-    assert "incomplete metadata, file not fully covered" in str(error)
-
-
 def test_more_memory_than_there_is_is_told_with_the_settings_for_it(tiny_folder: Path) -> None:
-    error = failure(VllmConfig(model=str(tiny_folder), engine={"kv_cache_memory_bytes": 1 << 50}))
+    teacher = VllmTeacher(VllmConfig(model=str(tiny_folder), engine={"kv_cache_memory_bytes": 1 << 50}))
+    with pytest.raises(LimbeckError) as caught:
+        asyncio.run(teacher.start(lambda _: None))
+    asyncio.run(teacher.close())
+    error = caught.value
+    assert "Traceback" not in str(error)
     assert error.reason is Reason.TEACHER_UNAVAILABLE
     assert "less than requested memory" in str(error)
     assert "max_model_len" in str(error)

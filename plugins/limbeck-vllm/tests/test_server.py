@@ -2,13 +2,9 @@
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,38 +46,21 @@ def need(*modules):
     scope="module",
     params=["tiny-http", pytest.param("gemma-http", marks=pytest.mark.gemma), "tiny-grpc"],
 )
-def served(request, tmp_path_factory):
+def served(request, tmp_path_factory, serve_vllm):
     """A server that runs: its address, the folder it serves, the protocol."""
     model, protocol = request.param.split("-")
     need("vllm", *(["smg_grpc_servicer"] if protocol == "grpc" else []))
-    work = tmp_path_factory.mktemp(request.param)
-    folder = work / "model"
-    if model == "gemma":
-        if not (GEMMA / "model.safetensors").exists():
-            pytest.skip(f"no Gemma in {GEMMA}")
-        folder.mkdir()
-        for file in GEMMA.iterdir():
-            (folder / file.name).symlink_to(file.resolve())
-    else:
-        tiny_model_folder(folder, TOKENIZER, "llama", hidden=64, scale=3.0)
-    config = folder / "generation_config.json"
-    said = json.loads(config.read_text()) if config.exists() else {}
-    config.unlink(missing_ok=True)
-    config.write_text(json.dumps(said | LEAK))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", SERVERS[protocol], "--model", str(folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--served-model-name", "one", "--max-model-len", str(LENGTH)]
-    command += ["--max-num-seqs", "8", "--enforce-eager", "--dtype", "float32", "--max-logprobs", str(MOST)]
-    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with (work / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | quiet, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    config = VllmServerConfig(address=address, tokenizer=str(folder), protocol=protocol)
-    try:
+    with ExitStack() as stack:
+        if model == "gemma":
+            server, folder = request.getfixturevalue("gemma_server"), GEMMA
+        else:
+            work = tmp_path_factory.mktemp(request.param)
+            folder = tiny_model_folder(work / "model", TOKENIZER, "llama", hidden=64, scale=3.0)
+            leaking = folder / "generation_config.json"
+            leaking.write_text(json.dumps((json.loads(leaking.read_text()) if leaking.exists() else {}) | LEAK))
+            options = ["--max-logprobs", str(MOST)]
+            server = stack.enter_context(serve_vllm(folder, work / "log", *options, module=SERVERS[protocol]))
+        config = VllmServerConfig(address=server.address, tokenizer=str(folder), protocol=protocol)
         end = time.monotonic() + START
         while True:
             asked = VllmServerTeacher(config)
@@ -90,28 +69,19 @@ def served(request, tmp_path_factory):
                 break
             except LimbeckError as error:
                 ask(asked.close())
-                if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"no server: {error}\n{(work / 'log').read_text()[-3000:]}")
+                if server.process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"no server: {error}\n{server.log.read_text()[-3000:]}")
                 time.sleep(0.5)
         yield SimpleNamespace(
-            address=address,
+            address=server.address,
             folder=folder,
             protocol=protocol,
             model=model,
             teacher=asked,
             config=config,
-            process=process,
+            stop=server.stop,
         )
         ask(asked.close())
-    finally:
-        stop(process)
-
-
-def stop(process):
-    """End a server and what it started, without giving it time."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +256,7 @@ def test_a_server_that_is_killed_in_the_middle_is_told(served):  # the last: not
     async def killed():
         async with aclosing(asked.generate(prompts, Sampling(max_new_tokens=60))) as answers:
             async for _ in answers:
-                stop(served.process)
+                served.stop()
 
     with pytest.raises(LimbeckError) as caught:
         ask(killed())

@@ -94,13 +94,13 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------ written down
 
     async def save(self, record: Record, *, must: bool = False) -> None:
-        """Write what is known of a run into the index; on a full disk it is done later, or, with `must`, raised."""
+        """Write what is known of a run into the index; where that fails it is done later, or, with `must`, raised."""
         record.dirty = False
         try:
             await self.index.save(record)
         except LimbeckError as error:
             record.dirty = True
-            if must or error.reason != Reason.DISK_FULL:
+            if must:
                 raise
             self.log(record).warning("the index of runs is behind: %s", error)
 

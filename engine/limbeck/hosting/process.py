@@ -115,7 +115,7 @@ def how(code: int) -> str:
 def last_lines(descriptor: int, begin: int, most: int = 2000) -> str:
     """The end of what a process printed into a file from byte `begin` on, at most `most` bytes, whole lines."""
     size = os.fstat(descriptor).st_size
-    start = max(begin, size - most)
+    start = max(min(begin, size), size - most)  # somebody may have emptied it
     text = os.pread(descriptor, size - start, start).decode(errors="replace")
     return (text.partition("\n")[2] if start > begin else text).strip()
 

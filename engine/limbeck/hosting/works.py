@@ -42,15 +42,16 @@ class Works:
         """Start what has its turn."""
         if self.closing:
             return
-        records = list(self._ledger.records.values())
+        records, now = list(self._ledger.records.values()), time.monotonic()
         for record in sorted(records, key=lambda one: one.number):
-            if record.state == ev.RUN_STATE_VALIDATING and record.task is None and not record.lock.locked():
+            is_due = now >= record.not_before and record.task is None and not record.lock.locked()
+            if record.state == ev.RUN_STATE_VALIDATING and is_due:
                 self._begin(record, check=True)
         busy = sum(one.task is not None and not one.looking for one in records)
         for record in self._ledger.queue():
             if busy >= self._limits.max_runs:
                 return
-            if time.monotonic() >= record.not_before and not record.lock.locked():
+            if now >= record.not_before and not record.lock.locked():
                 self._begin(record, check=False)
                 busy += 1
 

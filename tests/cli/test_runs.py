@@ -450,3 +450,22 @@ def test_nobody_there_is_told(capfd, monkeypatch):
     monkeypatch.setattr("limbeck.client.aio.Times", lambda **_: Times(timeout=0.3))
     assert run(["runs", "list", "--server", "127.0.0.1:9"]) == 1
     assert "127.0.0.1:9" in capfd.readouterr().err
+
+
+def test_who_watches_from_within_a_stage_sees_its_bar_too(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from limbeck.cli import progress
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=120, legacy_windows=False)
+    monkeypatch.setattr(progress.output, "console", lambda: terminal)
+    with progress.Bars(remote=True) as bars:
+        bars(stage(51, progress=Progress(done=50, total=100, unit="steps")))
+        later = stage(52, progress=Progress(done=60, total=100, unit="steps"))
+        later.time.seconds += 4  # 5 s after the one before
+        bars(later)
+        bars._progress.refresh()
+    assert "60 of 100 steps, 2 steps/s, 20 s left" in screen.getvalue()

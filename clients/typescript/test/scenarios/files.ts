@@ -54,6 +54,7 @@ export const files: Scenarios = {
   },
 
   async example(served) {
+    await served.rest();
     const at = folder();
     writeFileSync(join(at, 'recipe.yaml'), served.recipe('tiny'));
     const example = `${REPOSITORY}clients/typescript/build/examples/distil.js`;

@@ -73,12 +73,17 @@ export class Served {
     return new Served(JSON.parse(line) as Facts, server);
   }
 
-  /** Ends the long runs, the clients and the server. */
-  async stop(): Promise<void> {
+  /** Ends the long runs: the server takes one run at a time. */
+  async rest(): Promise<void> {
+    const client = this.client();
     for (const runId of this.#long) {
-      const client = this.client();
       if (!ENDED.has((await client.run(runId)).run!.state)) await client.cancel(runId);
     }
+  }
+
+  /** Ends the long runs, the clients and the server. */
+  async stop(): Promise<void> {
+    await this.rest();
     for (const client of this.#clients) client.close();
     this.process.stdin!.end();
     const [code] = (await once(this.process, 'exit')) as [number];

@@ -267,7 +267,7 @@ async def serve(base: Path, workspace: Path, labelled: Path, stack: ExitStack) -
     certificate, key = make_certificate(base, "server")
     other_certificate, _ = make_certificate(base, "other")
     common = ["--teacher", f"{TEACHER}={base / 'teacher.yaml'}", "--signals", f"{DATASET}={labelled}"]
-    common += ["--tokens", str(tokens)]
+    common += ["--tokens", str(tokens), "--max-runs", "2"]
     tls = ["--tls-cert", str(certificate), "--tls-key", str(key)]
     plain = Server(base / "serve.log", *common, "--workspace", str(workspace))
     stack.callback(plain.stop)

@@ -20,7 +20,7 @@ from limbeck.cli.main import run
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.v1 import error_pb2
 from limbeck.v1 import training_service_pb2 as pb
-from limbeck.v1.event_pb2 import Event, Progress, StageStarted
+from limbeck.v1.event_pb2 import Event, Progress, StageStarted, Warning
 
 OTHER = "01234567ffffffff"
 COMMANDS = ["create", "list", "show", "watch", "pause", "resume", "cancel", "set", "checkpoints", "fetch"]
@@ -75,6 +75,10 @@ def knobbed(state: str, **more: Any) -> pb.Run:
     return found
 
 
+def warning(sequence: int, reason: str, message: str) -> Event:
+    return Event(sequence=sequence, attempt=1, run_id=RUN, warning=Warning(reason=reason, message=message))
+
+
 # -------------------------------------------------------------------------------------------------------------- create
 
 
@@ -84,6 +88,29 @@ def test_create_sends_the_recipe_and_says_how_to_watch(shell, recipe):
     assert f"limbeck runs watch {RUN}\n" in shell.out
     (asked,) = shell.runs.asked("CreateRun")
     assert (asked.recipe, asked.restart) == ("output: mine\n", pb.RESTART_POLICY_RESUME)
+
+
+def test_what_the_recipe_was_warned_of_is_told_once(shell, recipe):
+    odd = [warning(2, "PREFLIGHT", "recipe:1: is odd"), warning(3, "ROWS_NOTED", "cut")]
+    shell.runs.watches = [[events(event(1, "queued"), *odd, event(4, "succeeded"))]]
+    shell.runs.answers["ValidateRecipe"] = pb.ValidateRecipeResponse(
+        warnings=[pb.PlacedProblem(message="is odd", file="recipe", line=1)]
+    )
+    assert shell("create", recipe, "--watch") == 0
+    assert (shell.out + shell.err).count("is odd") == 1
+    assert "cut [ROWS_NOTED]" in shell.out
+    assert shell("watch", RUN) == 0
+    assert "is odd [PREFLIGHT]" in shell.out
+    assert shell("create", recipe, "--watch", "--json") == 0
+    assert len(shell.out.splitlines()) == 6  # the run, every event, the result
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_all_of_each(name, shell):
+    assert shell("--help") == 0
+    (line,) = [line for line in shell.out.splitlines() if line.startswith(f"  {name} ")]
+    assert line.endswith(".")
+    assert not line.endswith("...")
 
 
 def test_what_is_typed_next_names_the_same_server(shell, recipe, tmp_path):

@@ -25,7 +25,7 @@ COMMANDS = {
     "preview": "Show rows as the trainer sees them, the trained tokens marked.",
     "audit": "Measure what a signal costs and loses, on rows of one's own.",
     "teachers": "Compare the teachers of a recipe, and its student, on held-out rows.",
-    "serve": "Serve teachers and stored signals to trainers anywhere.",
+    "serve": "Serve teachers, stored signals and runs to clients anywhere.",
     "runs": "Start, watch and steer runs of a server from anywhere.",
     "plugins": "List the plugins that are installed, and those that failed.",
     "schema": "Print the JSON Schema of a recipe, for editors.",

@@ -48,7 +48,7 @@ def command() -> None:
 # -------------------------------------------------------------------------------------------------------------- start
 
 
-@command.command("create")
+@command.command("create", short_help="Start a run of a recipe, a file here.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--watch", "follow", is_flag=True, help="Follow it to its end, as `limbeck runs watch`.")
 @click.option(
@@ -87,7 +87,7 @@ def create(
         else:
             click.echo(f"run {run.run_id}: {run.state}, in {run.output} of the server's workspace")
         if follow:
-            sys.exit(_follow(server, client, run.run_id, None, as_json))
+            sys.exit(_follow(server, client, run.run_id, None, as_json, warned=True))
     if not as_json:
         click.echo(f"to watch it:  {server.command('watch', run.run_id)}")
 
@@ -95,7 +95,7 @@ def create(
 # --------------------------------------------------------------------------------------------------------------- look
 
 
-@command.command("list")
+@command.command("list", short_help="List the runs of a server, the newest first.")
 @click.option("--state", "states", multiple=True, metavar="STATE", help="Only runs in this state; may be repeated.")
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="Runs at most; 0 for all.")
 @server_options
@@ -124,7 +124,7 @@ def list_(server: Server, states: tuple[Any, ...], limit: int, as_json: bool) ->
         click.echo("there are older ones: --limit 0 shows all")
 
 
-@command.command("show")
+@command.command("show", short_help="Show a run: state, progress, figures, knobs, error.")
 @click.argument("run_id", metavar="ID")
 @server_options
 def show(server: Server, run_id: str, as_json: bool) -> None:
@@ -146,7 +146,7 @@ def show(server: Server, run_id: str, as_json: bool) -> None:
             click.echo(f"to try again, once it is mended:  {server.command('resume', run.run_id)}")
 
 
-@command.command("watch")
+@command.command("watch", short_help="Watch a run to its end, over lost connections.")
 @click.argument("run_id", metavar="ID")
 @click.option(
     "--after", type=click.IntRange(0), metavar="SEQUENCE", help="Only events after this one; 0 begins with the first."
@@ -162,8 +162,10 @@ def watch(server: Server, run_id: str, after: int | None, as_json: bool) -> None
         sys.exit(_follow(server, client, find(client, run_id).run_id, after, as_json))
 
 
-def _follow(server: Server, client: Client, run_id: str, after: int | None, as_json: bool) -> int:
-    """Show a run's events to its end; the exit code of the command."""
+def _follow(
+    server: Server, client: Client, run_id: str, after: int | None, as_json: bool, *, warned: bool = False
+) -> int:
+    """Show a run's events to its end; the exit code of the command. `warned`: the recipe's warnings were just told."""
     from limbeck.cli.progress import make_display
 
     last: Event | None = None
@@ -172,6 +174,8 @@ def _follow(server: Server, client: Client, run_id: str, after: int | None, as_j
         with make_display(as_json=as_json, remote=True) as display:
             for event in client.watch(run_id, after):
                 last = event
+                if warned and not as_json and event.attempt == 1 and event.warning.reason == "PREFLIGHT":
+                    continue
                 display(event)
                 if display.gone:
                     raise BrokenPipeError
@@ -220,7 +224,7 @@ def _end_now(run: Run) -> tuple[RunState, LimbeckError | None]:
 # -------------------------------------------------------------------------------------------------------------- steer
 
 
-@command.command("pause")
+@command.command("pause", short_help="Let a run save what it needs to go on, and rest.")
 @click.argument("run_id", metavar="ID")
 @server_options
 def pause(server: Server, run_id: str, as_json: bool) -> None:
@@ -228,7 +232,7 @@ def pause(server: Server, run_id: str, as_json: bool) -> None:
     _steer("pause", server, run_id, as_json)
 
 
-@command.command("resume")
+@command.command("resume", short_help="Let a run that is paused or has failed go on.")
 @click.argument("run_id", metavar="ID")
 @server_options
 def resume(server: Server, run_id: str, as_json: bool) -> None:
@@ -236,7 +240,7 @@ def resume(server: Server, run_id: str, as_json: bool) -> None:
     _steer("resume", server, run_id, as_json)
 
 
-@command.command("cancel")
+@command.command("cancel", short_help="End a run for good.")
 @click.argument("run_id", metavar="ID")
 @server_options
 def cancel(server: Server, run_id: str, as_json: bool) -> None:
@@ -257,7 +261,7 @@ def _steer(what: str, server: Server, run_id: str, as_json: bool) -> None:
         click.echo(f"to watch it:  {server.command('watch', run.run_id)}")
 
 
-@command.command("set")
+@command.command("set", short_help="Give knobs other values from the next step on.")
 @click.argument("run_id", metavar="ID")
 @click.argument("values", nargs=-1, required=True, metavar="KNOB=VALUE…")
 @server_options
@@ -290,7 +294,7 @@ def set_(server: Server, run_id: str, values: tuple[str, ...], as_json: bool) ->
 # ---------------------------------------------------------------------------------------------------------------- get
 
 
-@command.command("checkpoints")
+@command.command("checkpoints", short_help="List the checkpoints of a run; --save saves one first.")
 @click.argument("run_id", metavar="ID")
 @click.option("--save", is_flag=True, help="Save one first, after the step under way.")
 @server_options
@@ -312,7 +316,7 @@ def checkpoints(server: Server, run_id: str, save: bool, as_json: bool) -> None:
         click.echo("no checkpoints yet")
 
 
-@command.command("fetch")
+@command.command("fetch", short_help="Fetch what a run made, its student or any of its files.")
 @click.argument("run_id", metavar="ID")
 @click.argument("path", default="student")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder here.")

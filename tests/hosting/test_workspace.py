@@ -341,6 +341,7 @@ def test_what_clients_are_told_is_relative_to_the_workspace(root):
         assert workspace.public(f"in {path}/inside/a.b and {path}: ok") == "in inside/a.b and .: ok"
     assert workspace.public("see /home/op/models/x.bin") == "see …/x.bin"
     assert workspace.public(f"{real}2/x/y") != "2/x/y"
+    assert workspace.public(f"{workspace.recipe_file('0a' * 16)}:3:1: data: odd") == "recipe:3:1: data: odd"
     assert workspace.relative(real / "runs" / "a") == "runs/a"
     assert workspace.relative(Path("/etc/hostname")) == "…/hostname"
     placed = workspace.problem(Problem(f"{real}/x is bad", file=str(real / "inside" / "rows.jsonl"), line=3))

@@ -38,6 +38,7 @@ class Workspace:
         self._waiting = 0
         names = {os.path.abspath(root), str(self.root)}
         self._roots = re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, sorted(names)))})(/+|(?![\w.-]))")
+        self._recipes = re.compile(r"(?<![\w./-])\.run-[0-9a-f]{32}\.yaml\b")
 
     def load(self, text: str, registry: Registry, run_id: str | None) -> Recipe:
         """The recipe of a run, as if it lay in the workspace; writes nothing.
@@ -81,8 +82,9 @@ class Workspace:
             return f"…/{path.name}"
 
     def public(self, text: str) -> str:
-        """A text without paths of this machine: those of the workspace are relative to it."""
-        return without_paths(self._roots.sub(lambda found: "" if found[1] else ".", text))
+        """A text without paths of this machine: those of the workspace are relative to it, a run's recipe is `recipe`."""
+        text = self._roots.sub(lambda found: "" if found[1] else ".", text)
+        return without_paths(self._recipes.sub(_RECIPE, text))
 
     def problem(self, problem: Problem) -> Problem:
         """A problem as clients see it: its file relative to the workspace, or "recipe"."""

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.hosting import history as module
 from limbeck.hosting.history import History
+from limbeck.hosting.public import without_paths
 from limbeck.hosting.record import Record
 from limbeck.runs.events import EventLog
+from limbeck.signals.messages import error_message
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 
@@ -32,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def new(folder: Path) -> tuple[History, Record, EventLog]:
     record = Record(1, "r", pb.Run(run_id="x"))
     LOGS.append(EventLog(folder / "events.jsonl", "x"))
-    return History(record, folder / "events.jsonl"), record, LOGS[-1]
+    return History(record, folder / "events.jsonl", without_paths), record, LOGS[-1]
 
 
 async def all_of(history: History, after: int = 0) -> list[int]:
@@ -75,7 +77,7 @@ def test_a_second_history_reads_what_it_has_not_seen(tmp_path: Path) -> None:
         for _ in range(60):
             log.emit(ev.Progress(done=1))
         await history.advance()
-        again = History(record, tmp_path / "events.jsonl")
+        again = History(record, tmp_path / "events.jsonl", without_paths)
         assert await all_of(again) == list(range(1, 61))
         log.emit(ev.Progress(done=2))
         await again.advance()
@@ -132,11 +134,53 @@ def test_damage_is_told_where_it_is(tmp_path: Path) -> None:
         assert caught.value.reason == Reason.LOG_DAMAGED
         assert await all_of(history) == list(range(1, 21))
         record.run.last_sequence = 40  # it was whole when the index was written
-        again = History(record, tmp_path / "events.jsonl")
+        again = History(record, tmp_path / "events.jsonl", without_paths)
         assert [ev.Event.FromString(raw).sequence for raw in await again.read(15, 10_000)] == list(range(16, 21))
         with pytest.raises(LimbeckError) as caught:
             await again.read(20, 700)
         assert caught.value.reason == Reason.LOG_DAMAGED
+
+    asyncio.run(main())
+
+
+def test_what_is_gone_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        history, record, log = new(tmp_path)
+        log.close()
+        record.run.last_sequence = 5  # somebody has emptied the file
+        for _ in range(2):
+            with pytest.raises(LimbeckError) as caught:
+                await history.read(0, 700)
+            assert caught.value.reason == Reason.LOG_DAMAGED
+
+    asyncio.run(main())
+
+
+def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_path: Path) -> None:
+    async def main() -> None:
+        history, record, log = new(tmp_path)
+        said = "no /srv/limbeck/secret/x.bin, see file:///srv/limbeck/y and PATH:/srv/limbeck/z"
+        problem = Problem(said, field="/srv/limbeck/secret/f", hint="look at /srv/limbeck/secret/h")
+        failed = error_message(LimbeckError(Reason.DATA_INVALID, said, [problem]))
+        own = ev.Sample(model="student", prompt="ls /srv/limbeck/a", text="/srv/limbeck/b")
+        log.emit(ev.Warning(reason="PREFLIGHT", message=said))
+        log.emit(ev.Log(level="WARNING", logger="x", message=said))
+        log.emit(ev.Rewound(rejected=[said]))
+        log.emit(ev.RunFailed(reason="DATA_INVALID", message=said))
+        log.emit(ev.StateChanged(state=ev.RUN_STATE_FAILED, error=failed))
+        await history.advance()
+        fresh = [ev.Event.FromString(raw) for raw in await history.read(0, 10_000)]
+        history.rest()
+        again = [ev.Event.FromString(raw) for raw in await history.read(0, 10_000)]
+        assert fresh == again
+        assert len(fresh) == 5
+        assert "srv" not in str(fresh) + str(record.run)
+        assert fresh[0].warning.message == "no …/x.bin, see file://…/y and PATH:…/z"
+        assert record.run.error.problems[0].hint == "look at …/h"
+        assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 6
+        log.emit(own)
+        await history.advance()
+        assert ev.Event.FromString((await history.read(5, 700))[0]).sample == own
 
     asyncio.run(main())
 

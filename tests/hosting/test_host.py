@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.files import AppendLog
+from limbeck.hosting import ledger, process
+from limbeck.hosting.record import Record
 from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 
-from .conftest import Place, create, reach, until, watch
+from .conftest import PATIENCE, Place, create, reach, until, watch
 
 TRAINING = ["state", "training"]
 HELD = [TRAINING, ["touch", "held"], ["wait", "go"]]
@@ -262,6 +267,154 @@ def test_a_crash_is_told_with_the_last_lines_and_no_paths(place: Place, step: li
     asyncio.run(main())
 
 
+def test_the_last_lines_of_a_crash_are_its_last_and_not_a_list_of_modules(place: Place) -> None:
+    async def main() -> None:
+        frames = "".join(f'  File "/usr/lib/python3/x{number}.py", line 1 in f\n' for number in range(30))
+        modules = f"Extension modules: {', '.join(f'numpy.m{number}' for number in range(2000))} (total: 2000)"
+        fault = f"Fatal Python error: Segmentation fault\n\nCurrent thread (most recent call first):\n{frames}\n"
+        place.script(TRAINING, ["print", "x" * 9000], ["print", fault + modules], ["exit", 1])
+        async with place.hosting() as host:
+            run = await reach(host, await create(host, place.recipe()), "failed")
+            text = run.error.problems[-1].message
+            assert "Fatal Python error: Segmentation fault" in text
+            assert text.endswith('…/x29.py", line 1 in f')
+            assert "numpy" not in text
+
+    asyncio.run(main())
+
+
+def test_a_long_log_is_put_aside_before_the_next_attempt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "LARGEST_LOG", 100)
+
+    async def main() -> None:
+        place.script(TRAINING, ["print", "first" * 30], ["exit", 1])
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "failed")
+            place.script(TRAINING, ["print", "first" * 30], ["print", "second"], ["exit", 1])
+            await host.resume(run_id)
+            await until(lambda: host.get(run_id).attempt == 2)
+            run = await reach(host, run_id, "failed")
+            assert run.error.problems[-1].message.endswith("second")
+            folder = host.folder(run_id)
+            assert (folder / "log.old.txt").read_text() == "first" * 30 + "\n"
+            assert (folder / "log.txt").read_text().endswith("second\n")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_client_that_goes_while_its_run_is_made_leaves_no_half_of_one(place: Place, moment: int) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            asked = asyncio.ensure_future(create(host, place.recipe()))
+            await until(lambda: host._ledger.records)
+            folder = place.root / "runs" / "a"
+            seen = [lambda: True, folder.exists, (folder / "run.json").exists, (folder / "events.jsonl").exists]
+            await until(seen[moment])
+            asked.cancel()
+            await asyncio.wait([asked])
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "succeeded")
+            assert place.states()[:3] == ["created", "validating", "queued"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("want", ["pause", "cancel"])
+def test_a_client_that_goes_while_it_asks_has_asked(place: Place, want: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        place.script(*HELD)
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            save, asked = host._index.save, asyncio.ensure_future(asyncio.sleep(0))
+
+            async def gone(record: Record) -> None:
+                asked.cancel()
+                await save(record)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(host._index, "save", gone)
+                await asked
+                asked = asyncio.ensure_future(getattr(host, want)(run_id))
+                await asyncio.wait([asked])
+            assert asked.cancelled()
+            await reach(host, run_id, {"pause": "paused", "cancel": "cancelled"}[want])
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_repeated_while_it_fails_makes_no_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: AppendLog, *args: Any, **options: Any) -> None:
+        place.go("tried")
+        wait_for(place.root / "go")
+        raise LimbeckError(Reason.DISK_FULL)
+
+    monkeypatch.setattr(AppendLog, "append", full)
+
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            first = asyncio.ensure_future(create(host, place.recipe()))
+            await until((place.root / "tried").exists)
+            second = asyncio.ensure_future(create(host, place.recipe()))
+            await asyncio.sleep(0)
+            place.go()
+            for one in (first, second):
+                await refused(one, Reason.DISK_FULL)
+            assert not host.list([], 0, "").runs
+            assert not host._ledger.records
+
+    asyncio.run(main())
+
+
+def wait_for(file: Path) -> None:
+    """In a thread."""
+    while not file.exists():
+        time.sleep(0.002)
+
+
+def test_a_run_that_waits_to_be_looked_at_can_be_paused_and_go_on(place: Place) -> None:
+    async def main() -> None:
+        place.script(check="hang")
+        async with place.hosting() as host:
+            await create(host, place.recipe())
+            run_id = await create(host, place.recipe("runs/b"), "two")
+            await until(lambda: host._ledger.find(run_id).task)
+            assert (await host.pause(run_id)).state == ev.RUN_STATE_PAUSED
+            async with asyncio.timeout(PATIENCE):  # while the other one is looked at
+                assert (await host.resume(run_id)).state == ev.RUN_STATE_VALIDATING
+            place.go()
+            await reach(host, run_id, "succeeded")
+
+    asyncio.run(main())
+
+
+def test_a_run_is_not_given_up_since_files_cannot_be_opened(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(folder: Path) -> None:
+        place.go("tried")
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def main() -> None:
+        place.script(*HELD)
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            await host.pause(run_id)
+            await reach(host, run_id, "paused")
+            await until(lambda: host._ledger.find(run_id).process is None)
+            with monkeypatch.context() as patch:
+                patch.setattr(ledger, "read_identity", none)
+                await until((place.root / "tried").exists)
+            place.go()
+            await host.resume(run_id)
+            await reach(host, run_id, "succeeded")
+
+    asyncio.run(main())
+
+
 def test_a_failure_that_the_run_tells_is_told_once(place: Place) -> None:
     async def main() -> None:
         place.script(TRAINING, ["fail", "LOSS_NOT_FINITE"])
@@ -394,6 +547,7 @@ def test_a_checkpoint_is_saved_of_a_run_that_trains(place: Place) -> None:
             await until((place.root / "held").exists)
             saved = await host.save_checkpoint(run_id)
             assert (saved.step, saved.bytes) == (3, 10)
+            assert [saved] == host.checkpoints(run_id)
             lost = asyncio.ensure_future(host.save_checkpoint(run_id))
             await until(lambda: host._ledger.find(run_id).saving)
             place.go()

@@ -21,7 +21,7 @@ from limbeck.v1 import training_service_pb2 as pb
 from .conftest import Place, create, reach, until, watch
 
 TRAINING = ["state", "training"]
-POINTS = 2  # of each kind; all of them were tried
+POINTS = 2  # of each kind, drawn; a larger number tries more of them
 SERVER = Path(__file__).parent / "mortal.py"
 
 

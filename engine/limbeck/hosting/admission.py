@@ -39,7 +39,7 @@ class Admission:
         Raises REQUEST_INVALID, RECIPE_INVALID, RUN_EXISTS, FOLDER_NOT_OURS, QUOTA_EXCEEDED, DISK_FULL.
         """
         _check_request(recipe, request_id)
-        if (known := self._known(owner, request_id, recipe)) is not None:
+        if (known := await self._known(owner, request_id, recipe)) is not None:
             return known
         run_id = uuid4().hex
         read = await self._ledger.workspace.load_aside(recipe, self._registry, run_id)
@@ -51,7 +51,7 @@ class Admission:
         record.enter(ev.RUN_STATE_CREATED, run.created)
         del record.states.states[:]  # its history is to tell it
         async with self._lock:
-            if (known := self._known(owner, request_id, recipe)) is not None:  # it was asked twice at once
+            if (known := await self._known(owner, request_id, recipe)) is not None:  # it was asked twice at once
                 return known
             self._refuse_taken(read.output)
             refuse_full(self._ledger, self._limits, owner, new=True)
@@ -61,9 +61,11 @@ class Admission:
             try:
                 await self.establish(record)
             except (LimbeckError, OSError) as error:
-                self._ledger.records.pop(run_id)
-                await asyncio.to_thread(_undo, read.output, self._ledger.workspace.recipe_file(run_id), run_id)
-                await self._ledger.index.remove(record)
+                try:
+                    await asyncio.to_thread(_undo, read.output, self._ledger.workspace.recipe_file(run_id), run_id)
+                    await self._ledger.index.remove(record)
+                finally:  # last: whoever asks for it meanwhile must not find it in the index alone
+                    self._ledger.records.pop(run_id)
                 raise self._told(error) from None
         return record
 
@@ -78,17 +80,20 @@ class Admission:
         if record.state == ev.RUN_STATE_CREATED:
             await self._ledger.say(record, ev.RUN_STATE_VALIDATING, must=True)
 
-    def _known(self, owner: str, request_id: str, recipe: str) -> Record | None:
+    async def _known(self, owner: str, request_id: str, recipe: str) -> Record | None:
         """The run that a request has made before. Raises RUN_EXISTS where it came with another recipe."""
-        found = self._ledger.index.asked(owner, request_id)
-        if found is None:
-            return None
-        run_id, text = found
-        if text != recipe:
-            message = "a request of this id, with another recipe, has made a run already"
-            problem = Problem(message, field="request_id", hint="give each new run a request_id of its own")
-            raise LimbeckError(Reason.RUN_EXISTS, problems=[problem])
-        return self._ledger.find(run_id)
+        while (found := self._ledger.index.asked(owner, request_id)) is not None:
+            run_id, text = found
+            if text != recipe:
+                message = "a request of this id, with another recipe, has made a run already"
+                problem = Problem(message, field="request_id", hint="give each new run a request_id of its own")
+                raise LimbeckError(Reason.RUN_EXISTS, problems=[problem])
+            record = self._ledger.find(run_id)
+            async with record.lock:  # it may be just made, and be taken back where that fails
+                pass
+            if record.expired or run_id in self._ledger.records:
+                return record
+        return None
 
     def _refuse_taken(self, output: Path) -> None:
         """Raise RUN_EXISTS where another run has the folder, one in it or one around it; FOLDER_NOT_OURS."""

@@ -16,7 +16,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.runs.stage import Record
 
 SHELVES = {"student": "train", "twin": "twin", "report": "report"}  # folders, by the stage that fills them
-FILES = ("recipe.yaml", "resolved.yaml", "events.jsonl", "log.txt")
+FILES = ("recipe.yaml", "resolved.yaml", "events.jsonl", "log.txt", "log.old.txt")
 GROWING = ("events.jsonl", "log.txt")
 PIECE = 1 << 20
 MOST_FILES = 10_000

@@ -21,6 +21,11 @@ def checkpoints_of(run: Path) -> list[pb.Checkpoint]:
     return sorted((one for one in found if one is not None), key=lambda one: one.step)
 
 
+def checkpoint_of(run: Path, step: int) -> pb.Checkpoint | None:
+    """The complete checkpoint of a step; None where there is none, or none any more."""
+    return _checkpoint(run / FOLDER / f"checkpoint-{step}", run)
+
+
 def _checkpoint(folder: Path, run: Path) -> pb.Checkpoint | None:
     """What a folder is; None for what is no checkpoint, is not whole, or is being removed by rotation."""
     named, manifest = _NAME.fullmatch(folder.name), folder / "manifest.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from google.protobuf.json_format import Parse, ParseError
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.hosting.public import make_public
 from limbeck.hosting.record import ENDED, Record
 from limbeck.v1.event_pb2 import Event
 
@@ -33,11 +34,12 @@ class Line(NamedTuple):
 class History:
     """The events of one run, which `record` follows. Belongs to the server's event loop.
 
-    What is new is read once, by :meth:`advance`, for the record and for all watchers.
+    What is new is read once, by :meth:`advance`, for the record and for all watchers. Texts of events are told as
+    `public` says them: without paths of this machine, which the file may hold.
     """
 
-    def __init__(self, record: Record, file: Path) -> None:
-        self._record, self._file = record, file
+    def __init__(self, record: Record, file: Path, public: Callable[[str], str]) -> None:
+        self._record, self._file, self._public = record, file, public
         self._recent: deque[Line] = deque()
         self._recent_bytes = 0
         self._starts: list[tuple[int, int]] | None = None  # (sequence, offset) of the first event of each block
@@ -62,7 +64,7 @@ class History:
         return self._record.state in ENDED and not self._record.unsaid.events
 
     async def read(self, after: int | None, most_bytes: int) -> list[bytes]:
-        """Encoded events that follow `after`, None for the oldest, as they are: at least one, if there is any.
+        """Encoded events that follow `after`, None for the oldest: at least one, if there is any.
 
         Raises CURSOR_INVALID, with the oldest, for a cursor that is not kept any more or was never said; LOG_DAMAGED.
         """
@@ -80,7 +82,10 @@ class History:
                 raise self._outside(after) from None
         start = bisect_right(block, after, key=lambda line: line.sequence)
         end = bisect_right(block, self.last, key=lambda line: line.sequence)
-        return _cut(block[:end], start, most_bytes)
+        if found := _cut(block[:end], start, most_bytes):
+            return found
+        problem = Problem(f"events after {after} are gone", file=self._file.name)
+        raise LimbeckError(Reason.LOG_DAMAGED, problems=[problem])
 
     async def changed(self, after: int, timeout: float) -> None:
         """Return when there is more after `after`, when the run is over, or after `timeout` seconds."""
@@ -142,6 +147,7 @@ class History:
             self._record.offset += length
             taken = True
             if event.sequence > self.last:
+                make_public(event, self._public)
                 self._record.apply(event)
                 self._remember(Line(event.sequence, event.SerializeToString()))
         if taken:
@@ -174,12 +180,12 @@ class History:
 
     def _block_after(self, after: int) -> list[Line]:
         """The block with the event that follows `after`, up to its end as it is now."""
-        if self._starts is None:
-            self._starts = list(_block_starts(self._file, 0))
-        else:  # what has come since: the last block was not full
-            sequence, offset = self._starts[-1]
-            self._starts[-1:] = list(_block_starts(self._file, offset)) or [(sequence, offset)]
         starts = self._starts
+        if not starts:
+            starts = list(_block_starts(self._file, 0))
+        else:  # what has come since: the last block was not full
+            starts[-1:] = list(_block_starts(self._file, starts[-1][1])) or starts[-1:]
+        self._starts = starts
         number = max(bisect_right(starts, after + 1, key=lambda start: start[0]) - 1, 0)
         block: list[Line] = []
         while number < len(starts) and not (block and block[-1].sequence > after):  # numbers may have been lost
@@ -193,6 +199,8 @@ class History:
             return self._blocks[number]
         end = starts[number + 1][1] if number + 1 < len(starts) else None
         lines, fault = _read_slice(self._file, starts[number][1], end)
+        for event, _ in lines:
+            make_public(event, self._public)
         block = [Line(event.sequence, event.SerializeToString()) for event, _ in lines]
         if fault is not None and not (block and block[-1].sequence > after):
             raise fault

@@ -57,6 +57,7 @@ class RunHost:
         self._lock: FolderLock | None = None
         self._looks = 0
         self._patrol: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     async def start(self) -> None:
         """Open the index, bring what a former server left to order, and go on with what it had not done.
@@ -90,9 +91,8 @@ class RunHost:
         """End the processes of all runs, within `grace` seconds where they can go on, and let go of the workspace."""
         if self._patrol is None:
             return
-        self._patrol.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._patrol
+        self._closing.set()
+        await self._patrol  # not cancelled: what it is just writing would be written again
         await self._works.close(grace)
         for record in list(self._ledger.records.values()):
             if record.dirty:
@@ -128,7 +128,7 @@ class RunHost:
         QUOTA_EXCEEDED, DISK_FULL.
         """
         with self._public():
-            record = await self._admission.create(recipe, request_id, owner, restart)
+            record = await self._works.whole(self._admission.create(recipe, request_id, owner, restart))
         self._works.pump()
         return self._ledger.message(record)
 
@@ -165,28 +165,28 @@ class RunHost:
         """Let a run rest. Raises RUN_STATE, DISK_FULL."""
         record = self._ledger.find(run_id)
         with self._public():
-            await self._steering.pause(record)
+            await self._works.whole(self._steering.pause(record))
         return self._ledger.message(record)
 
     async def resume(self, run_id: str) -> pb.Run:
         """Let a run go on. Raises RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""
         record = self._ledger.find(run_id)
         with self._public():
-            await self._steering.resume(record)
+            await self._works.whole(self._steering.resume(record))
         return self._ledger.message(record)
 
     async def cancel(self, run_id: str) -> pb.Run:
         """End a run. Raises RUN_STATE, DISK_FULL."""
         record = self._ledger.find(run_id)
         with self._public():
-            await self._steering.cancel(record)
+            await self._works.whole(self._steering.cancel(record))
         return self._ledger.message(record)
 
     async def update_knobs(self, run_id: str, values: Mapping[str, float]) -> pb.Run:
         """Give knobs other values. Raises KNOB_INVALID with every problem, RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""
         record = self._ledger.find(run_id)
         with self._public():
-            await self._steering.update_knobs(record, values)
+            await self._works.whole(self._steering.update_knobs(record, values))
         return self._ledger.message(record)
 
     async def save_checkpoint(self, run_id: str) -> pb.Checkpoint:
@@ -224,8 +224,11 @@ class RunHost:
     async def _look_around(self) -> None:
         """Find what other processes have written, and do what a full disk kept from being done."""
         looks = 0
-        while True:
-            await asyncio.sleep(self._limits.poll)
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.poll):
+                    await self._closing.wait()
+                    return
             looks += 1
             for record in list(self._ledger.records.values()):
                 try:

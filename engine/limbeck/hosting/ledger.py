@@ -37,7 +37,7 @@ class Ledger:
 
     def add(self, record: Record) -> None:
         """Know a run."""
-        record.history = History(record, self.folder(record) / EVENTS)
+        record.history = History(record, self.folder(record) / EVENTS, self.workspace.public)
         if not record.expired:
             self.records[record.run_id] = record
 
@@ -170,10 +170,10 @@ class Ledger:
         await self.save(record)
 
     def is_there(self, record: Record) -> bool:
-        """Whether a run's folder is its own."""
+        """Whether a run's folder is its own. Raises OSError where that cannot be told: too many files are open, say."""
         try:
             identity = read_identity(self.folder(record))
-        except (LimbeckError, OSError):
+        except LimbeckError:
             return False
         return identity is not None and identity.run_id == record.run_id
 

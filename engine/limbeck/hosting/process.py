@@ -17,7 +17,10 @@ from limbeck.hosting.channel import Decoder, Message, Start, encode
 from limbeck.hosting.kin import KEEP_MARK, MARK, end_kin
 
 COMMAND = (sys.executable, "-P", "-m", "limbeck.hosting.child")
+LOG, OLD_LOG = "log.txt", "log.old.txt"  # what a run's processes print
+LARGEST_LOG = 16 << 20  # bytes that the next attempt still appends to
 _READ_BYTES = 1 << 16
+_TAIL_BYTES = 1 << 16  # of a log, in which its last lines are looked for
 _LAST_WORDS = 1.0  # seconds to read what a process that has ended had still sent
 
 
@@ -112,15 +115,27 @@ def how(code: int) -> str:
     return f"by {name}, as the system does where memory runs out" if -code == signal.SIGKILL else f"by {name}"
 
 
-def last_lines(descriptor: int, begin: int, most: int = 2000) -> str:
-    """The end of what a process printed into a file from byte `begin` on, at most `most` bytes, whole lines."""
+def last_lines(descriptor: int, begin: int, most: int = 4000) -> str:
+    """The end of what a process printed into a file from byte `begin` on, at most `most` characters, whole lines."""
     size = os.fstat(descriptor).st_size
-    start = max(min(begin, size), size - most)  # somebody may have emptied it
+    start = max(min(begin, size), size - _TAIL_BYTES)  # somebody may have emptied it
     text = os.pread(descriptor, size - start, start).decode(errors="replace")
-    return (text.partition("\n")[2] if start > begin else text).strip()
+    # faulthandler ends with a list of all modules in C, longer than all that it says before
+    told = "\n".join(line for line in text.splitlines() if not line.startswith("Extension modules: ")).strip()
+    if len(told) <= most:
+        return told
+    end = told[-most:]
+    return (end.partition("\n")[2] or end).strip()
 
 
 def open_log(folder: Path) -> int:
-    """A descriptor that appends to log.txt of a run; never through a link. Raises OSError."""
+    """A descriptor that appends to log.txt of a run; never through a link. Raises OSError.
+
+    One that is long is put aside first, in place of the one before: an attempt prints as much as it prints, but a run
+    that is resumed again and again keeps no more than two.
+    """
+    with suppress(OSError):
+        if os.lstat(folder / LOG).st_size > LARGEST_LOG:
+            os.replace(folder / LOG, folder / OLD_LOG)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(folder / "log.txt", flags, 0o644)
+    return os.open(folder / LOG, flags, 0o644)

@@ -54,21 +54,24 @@ class Retention:
         async with record.lock:
             if record.state not in ENDED or record.task is not None or record.expired:  # it was resumed meanwhile
                 return False
-            folder = self._ledger.folder(record)
-            if self._ledger.is_there(record):
-                try:
-                    FolderLock(folder).release()
-                except (LimbeckError, OSError):
-                    return False
+            try:
+                if self._ledger.is_there(record):
+                    FolderLock(self._ledger.folder(record)).release()
+            except (LimbeckError, OSError):
+                return False
             await self._ledger.leave(record, removed=False)  # first: what is removed was not there for anybody any more
+            self._ledger.log(record).info("the run's folder is removed: newer runs need its room")
             await self._remove(record)
-            self._ledger.log(record).info("the run's folder was removed: newer runs need its room")
         return True
 
     async def _remove(self, record: Record) -> None:
-        if self._ledger.is_there(record):
-            await asyncio.to_thread(_remove, self._ledger.folder(record))
-        self._ledger.workspace.recipe_file(record.run_id).unlink(missing_ok=True)
+        try:
+            if self._ledger.is_there(record):
+                await asyncio.to_thread(_remove, self._ledger.folder(record))
+            self._ledger.workspace.recipe_file(record.run_id).unlink(missing_ok=True)
+        except OSError as fault:  # the next server tries again
+            self._ledger.log(record).warning("the run's folder cannot be removed: %s", fault)
+            return
         record.removed = True
         await self._ledger.save(record)
 

@@ -80,7 +80,7 @@ class Steering:
 
     async def resume(self, record: Record) -> None:
         """Let a run go on. Raises RUN_STATE, QUOTA_EXCEEDED."""
-        if record.state in _RESUMABLE and record.task is not None:  # its process is about to be gone
+        if record.state in _RESUMABLE and record.task is not None and record.process is not None:  # it is about to end
             await asyncio.wait([record.task])
         async with record.lock:
             if record.state in WAITING or (record.state in STAGES and not record.want):

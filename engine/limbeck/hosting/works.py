@@ -7,24 +7,28 @@ import os
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import write_atomic
 from limbeck.hosting import channel
+from limbeck.hosting.checkpoints import checkpoint_of
 from limbeck.hosting.ledger import Ledger
 from limbeck.hosting.limits import RunLimits
 from limbeck.hosting.outcome import End, outcome
-from limbeck.hosting.process import RunProcess, how, last_lines, open_log
-from limbeck.hosting.record import ENDED, Record, name_of
+from limbeck.hosting.process import LOG, RunProcess, how, last_lines, open_log
+from limbeck.hosting.record import ENDED, Record, name_of, now
 from limbeck.hosting.retention import Retention
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 from limbeck.v1.error_pb2 import Error
 
 LINGER_SECONDS = 10.0  # that a process may take to end once it has said its last word
+_FEW = 250  # characters of last lines that fit an error of a call, of whose texts only so much is sent
 LOCKED_SECONDS = 5.0  # until a run is tried again that another process works on
+
+T = TypeVar("T")
 
 
 class Works:
@@ -32,7 +36,7 @@ class Works:
 
     def __init__(self, ledger: Ledger, limits: RunLimits, retention: Retention, command: Sequence[str]) -> None:
         self._ledger, self._limits, self._retention, self._command = ledger, limits, retention, command
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.closing = False
         self.checking = asyncio.Semaphore(1)  # one look at a recipe at a time: it loads models' configs and reads rows
 
@@ -42,16 +46,16 @@ class Works:
         """Start what has its turn."""
         if self.closing:
             return
-        records, now = list(self._ledger.records.values()), time.monotonic()
+        records, moment = list(self._ledger.records.values()), time.monotonic()
         for record in sorted(records, key=lambda one: one.number):
-            is_due = now >= record.not_before and record.task is None and not record.lock.locked()
+            is_due = moment >= record.not_before and record.task is None and not record.lock.locked()
             if record.state == ev.RUN_STATE_VALIDATING and is_due:
                 self._begin(record, check=True)
         busy = sum(one.task is not None and not one.looking for one in records)
         for record in self._ledger.queue():
             if busy >= self._limits.max_runs:
                 return
-            if now >= record.not_before and not record.lock.locked():
+            if moment >= record.not_before and not record.lock.locked():
                 self._begin(record, check=False)
                 busy += 1
 
@@ -59,7 +63,11 @@ class Works:
         record.looking = check
         record.task = self._do(self._live(record, check=check))
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it to its end also where whoever asked is gone meanwhile: nobody else would do the rest."""
+        return await asyncio.shield(self._do(work))
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -174,13 +182,26 @@ class Works:
                         with suppress(LimbeckError):  # a full disk: they are said again at the next start, to no harm
                             await self._ledger.index.drop_knobs(record.run_id, int(message["knobs"]))
                     elif "checkpoint" in message:
-                        _saved(record, message)
+                        self._saved(record, message)
         except (ValueError, TypeError, KeyError) as fault:  # it speaks nonsense: an end without a word
             self._ledger.log(record).error("the run's process cannot be understood: %s", fault)
         finally:
             if late is not None:
                 late.cancel()
         return words
+
+    def _saved(self, record: Record, message: dict[str, Any]) -> None:
+        """A checkpoint that was asked for is there, or cannot be."""
+        waiting = record.saving.pop(int(message["checkpoint"]), None)
+        if waiting is None or waiting.done():
+            return
+        if message.get("error"):
+            waiting.set_exception(channel.error_of(message["error"]))
+            return
+        saved = checkpoint_of(self._ledger.folder(record), int(message["step"]))
+        if saved is None:  # rotated away already
+            saved = pb.Checkpoint(path=message["path"], step=message["step"], bytes=message["bytes"], time=now())
+        waiting.set_result(saved)
 
     def stop(self, record: Record, why: str) -> None:
         """Ask a run's process to stop where the run can go on, and see to it that it does."""
@@ -203,14 +224,12 @@ class Works:
 
     def _crash(self, how_: str, said: str) -> Error:
         """The error of a run whose process ended without a word."""
-        public = self._ledger.workspace.public
         hint = "ResumeRun lets it go on from its newest checkpoint"
-        problems = [Problem(f"it ended {how_}", hint=hint)]
-        if said:
-            problems.append(Problem(f"the last lines of its log:\n{said}", field="log.txt"))
-        error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=problems))
-        for problem in error.problems:
-            problem.message = public(problem.message)
+        problem = Problem(f"it ended {how_}", hint=hint)
+        error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=[problem]))
+        if said:  # uncut: it travels in answers and events, which have more room than the trailers of a call
+            text = self._ledger.workspace.public(f"the last lines of its log:\n{said}")
+            error.problems.add(message=text, field=LOG)
         return error
 
     # ------------------------------------------------------------------------------------------------- what it means
@@ -300,10 +319,9 @@ class Works:
             late.cancel()
             code = await asyncio.shield(process.end())
         if found is None:
-            public = self._ledger.workspace.public
             problems = [Problem(f"the look at the recipe ended {how(code)}")]
-            if said := last_lines(output, 0):
-                problems.append(Problem(public(f"the last lines of its log:\n{said}")))
+            if said := last_lines(output, 0, _FEW):
+                problems.append(Problem(f"the last lines of its log:\n{said}"))
             raise LimbeckError(Reason.RUN_CRASHED, problems=problems)
         return found
 
@@ -330,16 +348,3 @@ def not_training(record: Record) -> LimbeckError:
     hint = None if record.state in ENDED else "ask while it is training"
     message = f"it is {name_of(record.state)}: a checkpoint can be saved of a run that trains"
     return LimbeckError(Reason.RUN_STATE, problems=[Problem(message, field="run_id", hint=hint)])
-
-
-def _saved(record: Record, message: dict[str, Any]) -> None:
-    """A checkpoint that was asked for is there, or cannot be."""
-    waiting = record.saving.pop(int(message["checkpoint"]), None)
-    if waiting is None or waiting.done():
-        return
-    if message.get("error"):
-        waiting.set_exception(channel.error_of(message["error"]))
-        return
-    saved = pb.Checkpoint(path=message["path"], step=message["step"], bytes=message["bytes"])
-    saved.time.GetCurrentTime()
-    waiting.set_result(saved)

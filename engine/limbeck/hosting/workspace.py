@@ -82,7 +82,7 @@ class Workspace:
             return f"…/{path.name}"
 
     def public(self, text: str) -> str:
-        """A text without paths of this machine: those of the workspace are relative to it, a run's recipe is `recipe`."""
+        """A text without paths of this machine: relative to the workspace there, a run's recipe is `recipe`."""
         text = self._roots.sub(lambda found: "" if found[1] else ".", text)
         return without_paths(self._recipes.sub(_RECIPE, text))
 

@@ -174,7 +174,8 @@ def _follow(
         with make_display(as_json=as_json, remote=True) as display:
             for event in client.watch(run_id, after):
                 last = event
-                if warned and not as_json and event.attempt == 1 and event.warning.reason == "PREFLIGHT":
+                said: Any = event.warning  # type checkers take its class for the built-in Warning
+                if warned and not as_json and event.attempt == 1 and said.reason == "PREFLIGHT":
                     continue
                 display(event)
                 if display.gone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,40 @@ def test_a_file_is_hashed_once_and_again_when_it_has_changed(folder, monkeypatch
     (folder / "log.txt").write_text("other")
     assert digest() == hashlib.sha256(b"other").digest()
     assert len(read) == 2
+
+
+def test_a_file_whose_reader_is_gone_is_read_to_its_end_and_only_two_at_a_time(folder, monkeypatch):
+    plain, go, reading, most = artifacts._sha256, threading.Event(), [], []
+
+    def slow(file):
+        reading.append(file.path)
+        most.append(len(reading))
+        go.wait()
+        reading.remove(file.path)
+        return plain(file)
+
+    monkeypatch.setattr(artifacts, "_sha256", slow)
+
+    async def main() -> None:
+        digests = Digests()
+        files = [open_file(folder, path) for path in ("log.txt", "events.jsonl", "student/config.json")]
+        asked = [asyncio.ensure_future(digests.of(file)) for file in files]
+        while len(reading) < 2:
+            await asyncio.sleep(0.002)
+        for task, file in zip(asked[:2], files, strict=False):
+            task.cancel()
+            await asyncio.wait([task])
+            file.close()
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, go.set)  # what would go on meanwhile, against the bound, has begun by then
+        assert await asked[2] == hashlib.sha256(b"student/config.json").digest()
+        files[2].close()
+        again = open_file(folder, "log.txt")
+        assert await digests.of(again) == hashlib.sha256(b"log.txt").digest()
+        again.close()
+
+    asyncio.run(main())
+    assert max(most) <= 2
 
 
 def test_a_file_that_has_become_shorter_while_it_is_read_is_told(folder):

@@ -271,8 +271,10 @@ def test_the_last_lines_of_a_crash_are_its_last_and_not_a_list_of_modules(place:
     async def main() -> None:
         frames = "".join(f'  File "/usr/lib/python3/x{number}.py", line 1 in f\n' for number in range(30))
         modules = f"Extension modules: {', '.join(f'numpy.m{number}' for number in range(2000))} (total: 2000)"
-        fault = f"Fatal Python error: Segmentation fault\n\nCurrent thread (most recent call first):\n{frames}\n"
-        place.script(TRAINING, ["print", "x" * 9000], ["print", fault + modules], ["exit", 1])
+        fault = (
+            "\x1b[31mFatal Python error\x1b[0m: \x07Segmentation fault\n\nCurrent thread (most recent call first):\n"
+        )
+        place.script(TRAINING, ["print", "x" * 9000], ["print", f"{fault}{frames}\n{modules}"], ["exit", 1])
         async with place.hosting() as host:
             run = await reach(host, await create(host, place.recipe()), "failed")
             text = run.error.problems[-1].message
@@ -574,9 +576,9 @@ def test_pages_hold_while_runs_come(place: Place) -> None:
             assert seen == ids[::-1]
             only = host.list([ev.RUN_STATE_VALIDATING], 0, "")
             assert [run.run_id for run in only.runs] == [late]
-            for size, token in ((201, ""), (0, "nonsense"), (0, "YmVsb3cgeA==")):
+            for token in ("nonsense", "YmVsb3cgeA=="):
                 with pytest.raises(LimbeckError) as caught:
-                    host.list([], size, token)
+                    host.list([], 0, token)
                 assert caught.value.reason == Reason.REQUEST_INVALID
             with pytest.raises(LimbeckError) as caught:
                 host.get("nobody")

@@ -67,7 +67,7 @@ def test_each_call_goes_to_the_runs_with_what_it_said(served, runs):
         assert runs.asked == [
             ("create", "a: 1", "r", "", pb.RESTART_POLICY_FAIL),
             ("details",),
-            ("list", [RunState.RUN_STATE_FAILED], 50, "t"),
+            ("list", [RunState.RUN_STATE_FAILED], 0, "t"),
             *((name,) for name in ("cancel", "pause", "resume")),
             ("knobs", {"losses.kl.weight": 0.25}),
             ("checkpoint",),

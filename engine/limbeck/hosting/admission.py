@@ -22,9 +22,6 @@ from limbeck.runs.folder import IDENTITY, Identity, check_folder, read_identity
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 
-LONGEST_REQUEST_ID = 128  # characters
-LARGEST_RECIPE = 1 << 20  # bytes
-
 
 class Admission:
     """Takes recipes. Row of the index first, then the folder: what a server that died had begun is found by its row."""
@@ -36,9 +33,8 @@ class Admission:
     async def create(self, recipe: str, request_id: str, owner: str, restart: pb.RestartPolicy) -> Record:
         """The run of a request.
 
-        Raises REQUEST_INVALID, RECIPE_INVALID, RUN_EXISTS, FOLDER_NOT_OURS, QUOTA_EXCEEDED, DISK_FULL.
+        Raises RECIPE_INVALID, RUN_EXISTS, FOLDER_NOT_OURS, QUOTA_EXCEEDED, DISK_FULL.
         """
-        _check_request(recipe, request_id)
         if (known := await self._known(owner, request_id, recipe)) is not None:
             return known
         run_id = uuid4().hex
@@ -135,27 +131,6 @@ def refuse_full(ledger: Ledger, limits: RunLimits, owner: str, *, new: bool = Fa
         problems.append(Problem(message, hint="cancel runs that are paused and not wanted any more"))
     if problems:
         raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=problems)
-
-
-def check_recipe(recipe: str) -> None:
-    """Raise REQUEST_INVALID for a text that is too long to be a recipe."""
-    if problems := _too_long(recipe):
-        raise LimbeckError(Reason.REQUEST_INVALID, problems=problems)
-
-
-def _too_long(recipe: str) -> list[Problem]:
-    size = len(recipe.encode(errors="replace"))
-    message = f"has {size:,} bytes, allowed are {LARGEST_RECIPE:,}"
-    return [Problem(message, field="recipe")] if size > LARGEST_RECIPE else []
-
-
-def _check_request(recipe: str, request_id: str) -> None:
-    problems = _too_long(recipe)
-    if not 1 <= len(request_id) <= LONGEST_REQUEST_ID:
-        message = f"must have 1 to {LONGEST_REQUEST_ID} characters, not {len(request_id)}"
-        problems.append(Problem(message, field="request_id", hint="a UUID, say"))
-    if problems:
-        raise LimbeckError(Reason.REQUEST_INVALID, problems=problems)
 
 
 def _lay(file: Path, recipe: str, folder: Path, record: Record) -> None:

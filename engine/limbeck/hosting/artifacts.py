@@ -43,6 +43,12 @@ class OpenFile:
         self.stamp: Stamp = (status.st_dev, status.st_ino, status.st_mtime_ns)
         self._descriptor = descriptor
 
+    def again(self) -> OpenFile:
+        """The same file as it was when this one was opened, to be closed on its own."""
+        same = OpenFile(os.dup(self._descriptor), self.path)
+        same.size, same.stamp = self.size, self.stamp
+        return same
+
     def read(self, offset: int, size: int) -> bytes:
         """Bytes from `offset` on. Raises STORE_DAMAGED where the file has become shorter."""
         data = os.pread(self._descriptor, min(size, PIECE), offset)
@@ -103,9 +109,13 @@ class Digests:
         """sha256 of the file as large as it was when it was opened."""
         key = (file.stamp, file.size)
         if key not in self._known:
-            async with self._room:
-                if key not in self._known:
-                    self._known[key] = await asyncio.to_thread(_sha256, file)
+            await self._room.acquire()
+            try:
+                own = file.again()  # whoever asked may be gone, and have closed the file, while a thread still reads it
+            except OSError:
+                self._room.release()
+                raise
+            await asyncio.shield(asyncio.ensure_future(self._learn(key, own)))
         digest = self._known[key]
         self._known.move_to_end(key)
         self._told[(*file.stamp[:2], digest)] = file.size
@@ -114,6 +124,15 @@ class Digests:
         while len(self._told) > _KEPT:
             self._told.popitem(last=False)
         return digest
+
+    async def _learn(self, key: tuple[Stamp, int], file: OpenFile) -> None:
+        """Read a file, which is closed then, and give its room back."""
+        try:
+            if key not in self._known:
+                self._known[key] = await asyncio.to_thread(_sha256, file)
+        finally:
+            file.close()
+            self._room.release()
 
     async def expected(self, file: OpenFile, digest: bytes) -> bytes:
         """As :meth:`of`, for a client that has a part of the file with sha256 `digest`; empty for none.

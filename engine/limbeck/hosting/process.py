@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ COMMAND = (sys.executable, "-P", "-m", "limbeck.hosting.child")
 LOG, OLD_LOG = "log.txt", "log.old.txt"  # what a run's processes print
 LARGEST_LOG = 16 << 20  # bytes that the next attempt still appends to
 _READ_BYTES = 1 << 16
+_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # of colours and the like: whoever is told has a terminal too
 _TAIL_BYTES = 1 << 16  # of a log, in which its last lines are looked for
 _LAST_WORDS = 1.0  # seconds to read what a process that has ended had still sent
 
@@ -119,9 +121,10 @@ def last_lines(descriptor: int, begin: int, most: int = 4000) -> str:
     """The end of what a process printed into a file from byte `begin` on, at most `most` characters, whole lines."""
     size = os.fstat(descriptor).st_size
     start = max(min(begin, size), size - _TAIL_BYTES)  # somebody may have emptied it
-    text = os.pread(descriptor, size - start, start).decode(errors="replace")
+    text = _CODES.sub("", os.pread(descriptor, size - start, start).decode(errors="replace"))
     # faulthandler ends with a list of all modules in C, longer than all that it says before
-    told = "\n".join(line for line in text.splitlines() if not line.startswith("Extension modules: ")).strip()
+    lines = (line for line in text.splitlines() if not line.startswith("Extension modules: "))
+    told = "\n".join("".join(sign for sign in line if sign.isprintable() or sign == "\t") for line in lines).strip()
     if len(told) <= most:
         return told
     end = told[-most:]

@@ -29,7 +29,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 MOST_RECIPE = 1 << 20  # bytes
 MOST_ID = 128  # characters of a request's id
 MOST_KNOBS = 1000
-MOST_PAGE, PAGE = 200, 50
+MOST_PAGE = 200  # runs
 AT_REST = {
     RunState.RUN_STATE_SUCCEEDED,
     RunState.RUN_STATE_PAUSED,
@@ -109,7 +109,7 @@ class TrainingService:
         """See the proto."""
         asked = parse(pb.ListRunsRequest, request)
         _refuse(_listed(asked))
-        page = self._runs.list(asked.states, asked.page_size or PAGE, asked.page_token)
+        page = self._runs.list(asked.states, asked.page_size, asked.page_token)
         return page.SerializeToString()
 
     async def cancel_run(self, request: bytes, context: Any) -> bytes:

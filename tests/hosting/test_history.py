@@ -179,7 +179,9 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
         assert record.run.error.problems[0].hint == "look at …/h"
         assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 6
         log.emit(own)
+        log.emit(ev.Warning(message="long " * 1_000_000))
         await history.advance()
+        assert len((await history.read(6, 700))[0]) < 101_000
         assert ev.Event.FromString((await history.read(5, 700))[0]).sample == own
 
     asyncio.run(main())

@@ -31,7 +31,7 @@ from limbeck.plugins import load_plugins
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 
-PAGE = 50  # runs
+PAGE, PAGE_BYTES = 50, 1 << 20  # runs, and what they may take: clients take messages of 4 MiB
 MOST_LOOKS = 16  # at recipes, that wait
 SWEEP = 10  # looks at what somebody watches, for each look at all runs
 
@@ -146,7 +146,7 @@ class RunHost:
     def list(self, states: Collection[ev.RunState], size: int, token: str) -> pb.ListRunsResponse:
         """A page of runs, the newest first: of pages that follow each other no run is missed or told twice.
 
-        `size`: runs at most, 0 for 50. Raises REQUEST_INVALID for a token that was never said.
+        `size`: runs at most, 0 for 50; fewer where they say much. Raises REQUEST_INVALID for a token never given out.
         """
         size = size or PAGE
         rows = self._index.page(_number(token), set(states), size + 1)
@@ -154,8 +154,16 @@ class RunHost:
         for record in known:
             if record.history is None:
                 self._ledger.add(record)
-        more = _token(rows[size - 1].number) if len(rows) > size else ""
-        return pb.ListRunsResponse(runs=map(self._ledger.message, known), next_page_token=more)
+        page, room = pb.ListRunsResponse(), PAGE_BYTES
+        for record in known:
+            message = self._ledger.message(record)
+            room -= message.ByteSize()
+            if room < 0 and page.runs:
+                break
+            page.runs.append(message)
+        if len(rows) > len(page.runs):
+            page.next_page_token = _token(rows[len(page.runs) - 1].number)
+        return page
 
     async def pause(self, run_id: str) -> pb.Run:
         """Let a run rest. Raises RUN_STATE, DISK_FULL."""

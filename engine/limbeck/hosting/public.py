@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from limbeck.v1.event_pb2 import Event
 
+MOST_CHARACTERS = 100_000  # of one text of an event: gRPC takes 4 MiB a message
 _PATH = re.compile(r"(?:(?<![\w./])|(?<=file://))~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;:]|)")
 
 
@@ -18,16 +19,22 @@ def without_paths(text: str) -> str:
 
 
 def make_public(event: Event, public: Callable[[str], str]) -> None:
-    """Say by `public` what an event says in words. What a model or a row says, in a sample, stays as it is."""
+    """Say by `public` what an event says in words, cut where it is so long that a message would have no room for it.
+
+    What a model or a row says, in a sample, stays as it is.
+    """
+
+    def told(text: str) -> str:
+        return public(text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…")
+
     kind = event.WhichOneof("kind")
     if kind in ("warning", "log", "run_failed"):
         said = getattr(event, kind)
-        said.message = public(said.message)
+        said.message = told(said.message)
     elif kind == "rewound":
-        event.rewound.rejected[:] = map(public, event.rewound.rejected)
+        event.rewound.rejected[:] = map(told, event.rewound.rejected)
     elif kind == "state_changed" and event.state_changed.HasField("error"):
         error = event.state_changed.error
-        error.message = public(error.message)
+        error.message = told(error.message)
         for problem in error.problems:
-            problem.message, problem.field = public(problem.message), public(problem.field)
-            problem.hint = public(problem.hint)
+            problem.message, problem.field, problem.hint = map(told, (problem.message, problem.field, problem.hint))

@@ -1,4 +1,4 @@
-// Distil from Go in 60 lines: go run . SERVER RECIPE FOLDER makes a student from a recipe and fetches it into a folder.
+// Distil from Go: go run . SERVER RECIPE FOLDER makes a student from a recipe and fetches it into a folder.
 package main
 
 import (
@@ -11,7 +11,8 @@ import (
 )
 
 func distil(ctx context.Context, server, recipe, folder string) error {
-	client, err := limbeck.Connect(ctx, server, limbeck.TokenFile(os.Getenv("LIMBECK_TOKEN_FILE")))
+	token, ca := os.Getenv("LIMBECK_TOKEN_FILE"), os.Getenv("LIMBECK_TLS_CA")
+	client, err := limbeck.Connect(ctx, server, limbeck.TokenFile(token), limbeck.TLSCA(ca))
 	if err != nil {
 		return err
 	}
@@ -49,6 +50,9 @@ func distil(ctx context.Context, server, recipe, folder string) error {
 }
 
 func main() {
+	if len(os.Args) != 4 {
+		log.Fatal("what is asked is: SERVER RECIPE FOLDER")
+	}
 	recipe, err := os.ReadFile(os.Args[2])
 	if err == nil {
 		err = distil(context.Background(), os.Args[1], string(recipe), os.Args[3])

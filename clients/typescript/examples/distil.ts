@@ -12,14 +12,20 @@ const { values, positionals } = parseArgs({
   options: {
     server: { type: 'string', default: '127.0.0.1:7411' },
     'token-file': { type: 'string' },
+    'tls-ca': { type: 'string' },
     to: { type: 'string', default: 'fetched' },
     set: { type: 'string', multiple: true, default: [] },
   },
 });
 
 async function distil(recipeFile: string): Promise<void> {
-  const { server: address, 'token-file': tokenFile, to, set } = values;
-  const client = connect({ address, ...(tokenFile && { tokenFile }), log: console.error });
+  const { server: address, 'token-file': tokenFile, 'tls-ca': ca, to, set } = values;
+  const client = connect({
+    address,
+    ...(tokenFile && { tokenFile }),
+    ...(ca && { tls: { ca } }),
+    log: console.error,
+  });
   try {
     const { plugins } = await client.plugins();
     const losses = plugins.filter(({ kind }) => kind === Plugin_Kind.LOSS).map(({ name }) => name);
@@ -34,7 +40,7 @@ async function distil(recipeFile: string): Promise<void> {
     for await (const { kind, step } of client.watch(runId)) {
       if (kind.case === 'stateChanged')
         console.log(`run ${runId} is ${RunState[kind.value.state].toLowerCase()}`);
-      else if (kind.case === 'progress')
+      else if (kind.case === 'progress' && kind.value.unit !== 'steps') // of steps the metrics tell
         console.log(`${kind.value.done} of ${kind.value.total} ${kind.value.unit}`);
       else if (kind.case === 'metrics')
         console.log(`step ${step}: loss ${kind.value.values.loss?.toFixed(4)}`);

@@ -40,7 +40,8 @@ async function distil(recipeFile: string): Promise<void> {
     for await (const { kind, step } of client.watch(runId)) {
       if (kind.case === 'stateChanged')
         console.log(`run ${runId} is ${RunState[kind.value.state].toLowerCase()}`);
-      else if (kind.case === 'progress' && kind.value.unit !== 'steps') // of steps the metrics tell
+      else if (kind.case === 'progress' && kind.value.unit !== 'steps')
+        // of steps the metrics tell
         console.log(`${kind.value.done} of ${kind.value.total} ${kind.value.unit}`);
       else if (kind.case === 'metrics')
         console.log(`step ${step}: loss ${kind.value.values.loss?.toFixed(4)}`);

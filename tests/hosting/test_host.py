@@ -624,6 +624,20 @@ def test_the_oldest_runs_make_room(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_the_oldest_runs_make_room_by_their_size_but_the_newest_stays(place: Place) -> None:
+    async def main() -> None:
+        place.script(TRAINING)
+        async with place.hosting(keep_gib=1e-9) as host:  # smaller than any
+            for name in ("a", "b", "c"):
+                await reach(host, await create(host, place.recipe(f"runs/{name}"), name), "succeeded")
+            await until(lambda: [path.name for path in (place.root / "runs").iterdir()] == ["c"])
+            await host._retention.apply()
+            gone = [run.oldest_sequence > run.last_sequence for run in host.list([], 0, "").runs]
+            assert gone == [False, True, True]
+
+    asyncio.run(main())
+
+
 def test_one_server_for_a_workspace(place: Place) -> None:
     async def main() -> None:
         place.script()

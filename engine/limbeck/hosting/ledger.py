@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,8 @@ class Ledger:
             record.enter(ev.RUN_STATE_FAILED, now(), error_message(LimbeckError(Reason.RUN_CRASHED, message)))
         self.records.pop(record.run_id, None)
         self.history(record).ring()
+        with suppress(LimbeckError):  # it is of no use any more, and does no harm
+            await self.index.drop_knobs(record.run_id)
         await self.save(record)
 
     def is_there(self, record: Record) -> bool:

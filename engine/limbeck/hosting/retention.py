@@ -38,7 +38,9 @@ class Retention:
             size = sum(one.size for one in ended)
             kept = len(ended)
             for record in ended:
-                too_large = self._limits.keep_gib and size > self._limits.keep_gib * GIB
+                # the newest stays however large it is: nobody could have fetched anything of it
+                is_newest = record is ended[-1]
+                too_large = self._limits.keep_gib and size > self._limits.keep_gib * GIB and not is_newest
                 if kept <= self._limits.keep_runs and not too_large:
                     break
                 if await self._expire(record):

@@ -24,6 +24,9 @@ GEMMA = Path(os.environ.get("LIMBECK_GEMMA", ROOT / "examples" / "demo" / ".cach
 START = 300  # seconds that a server of vLLM may take
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script: what tests start, heeds it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `vllm` where vLLM is not installed: `make vllm` runs them in an environment of its own.

@@ -116,7 +116,7 @@ def test_what_cannot_be_emitted_stops_nobody(library: logging.Logger) -> None:
         library.warning("two")
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, "half a pair \ud800"])
+@pytest.mark.parametrize("text", ["x" * 10_000, "half a pair \ud800"], ids=["long", "half"])
 def test_texts_are_cut_and_can_be_encoded(text: str, heard: Heard, library: logging.Logger) -> None:
     library.handlers[0].setLevel(logging.CRITICAL)
     with overhearing(heard):

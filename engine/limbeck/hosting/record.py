@@ -96,7 +96,7 @@ class Record:
             run.progress.CopyFrom(ev.Progress(done=begun.done, total=begun.total, unit=begun.unit))
         elif kind == "stage_finished":
             run.ClearField("progress")
-        elif kind == "metrics":
+        elif kind == "metrics" and event.stage != "twin":  # its figures have the student's names
             for name, value in event.metrics.values.items():
                 run.metrics[name] = value
             if event.stage == "train":

@@ -69,7 +69,7 @@ class Process:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
-        with self.log.open("ab") as log:
+        with self.log.open("a+b") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "limbeck.hosting.child", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -243,6 +243,47 @@ def test_a_crash_leaves_its_last_words(start: Any) -> None:
     assert not any("ended" in message for message in child.messages())
     assert child.process.wait(60) == -signal.SIGSEGV
     assert "Segmentation fault" in child.log.read_text()
+
+
+BROKEN = """\
+from limbeck.hookspecs import hookimpl
+from limbeck.interfaces import LossPlugin, Needs, TokenLossConfig
+
+
+def fail(student, teacher, knobs):
+    raise RuntimeError("a fault of the plugin")
+
+
+@hookimpl
+def limbeck_losses():
+    yield LossPlugin(
+        name="broken", kind="token", config=TokenLossConfig, needs=lambda config: Needs("top_k"),
+        factory=lambda config, context: fail, summary="Fails.",
+    )
+"""
+
+
+def test_a_plugin_that_raises_fails_the_run_with_the_last_lines_of_its_log(
+    start: Any, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "installed" / "broken-1.dist-info"
+    about.mkdir(parents=True)
+    (about.parent / "broken_plugin.py").write_text(BROKEN)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[limbeck.plugins]\nbroken = broken_plugin\n")
+    monkeypatch.setenv("PYTHONPATH", str(about.parent))
+    (project / "recipe.yaml").write_text(RECIPE.replace("plugin: cross_entropy", "plugin: broken"))
+    (project / "log.txt").write_text("of an attempt before\n")
+    child = start()
+    last, code = child.ended()
+    assert (last["ended"], last["error"]["reason"], code) == ("failed", "INTERNAL", 1)
+    error = list(read_events(child.run / "events.jsonl"))[-1].state_changed.error
+    assert "a fault of the plugin" in error.message
+    (lines,) = [problem.message for problem in error.problems if problem.field == "log.txt"]
+    assert "broken_plugin.py" in lines
+    assert "RuntimeError: a fault of the plugin" in lines
+    assert "of an attempt before" not in lines
+    assert child.log.read_text().count("Traceback") == 1
 
 
 def test_a_full_disk_is_told_where_the_history_cannot_tell_it(start: Any) -> None:

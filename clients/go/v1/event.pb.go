@@ -483,7 +483,7 @@ type StateChanged struct {
 
 	// The state from now on.
 	State RunState `protobuf:"varint,1,opt,name=state,proto3,enum=limbeck.v1.RunState" json:"state,omitempty"`
-	// Of `failed`: reason, text, and what to do. Of a run whose process died: the last lines of its log.
+	// Of `failed`: reason, text, and what to do; of a run of a server, the last lines of its log.
 	Error *Error `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
+import stat
 import sys
 import threading
 import traceback
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import EXIT_OK, EXIT_SIGINT, LimbeckError, Reason, unexpected
 from limbeck.hosting.channel import Decoder, Ending, Message, Start, encode, error_fields, problem_fields
+from limbeck.hosting.process import last_lines
 from limbeck.runs.stage import Interrupted
 from limbeck.runs.stopping import EXIT_CODES, StopSignal
 from limbeck.steering import CheckpointId, Steering
@@ -78,6 +80,8 @@ class Child:
         self._line, self._start = line, start
         self.stop = StopSignal(notice=b"")
         self._steering = Steering(applied=self._applied, saved=self._saved, refused=self._refused)
+        self._log_begin = _log_size()
+        self._printed: BaseException | None = None
 
     def listen(self) -> None:
         """Do as the server says, until it is gone: then this process ends."""
@@ -111,7 +115,7 @@ class Child:
         except KeyboardInterrupt:
             how, signal = "interrupted", "SIGINT"
         except BaseException as error:
-            fault = _told(error)
+            fault = self._told(error)
         self._line.say({"ended": how, "signal": signal, "error": None if fault is None else error_fields(fault)})
         if how == "interrupted":
             return EXIT_CODES.get(signal or "", EXIT_SIGINT)
@@ -135,7 +139,15 @@ class Child:
         recipe = Workspace(self._start.workspace, self._start.read).reload(self._start.recipe, registry)
         # a run that died before it had recorded its recipe has done nothing yet: it starts afresh
         resume = self._start.resume and (recipe.output / "resolved.yaml").is_file()
-        run_recipe(recipe, registry, display=self._line.tick, stop=self.stop, resume=resume, steering=self._steering)
+        run_recipe(
+            recipe,
+            registry,
+            display=self._line.tick,
+            stop=self.stop,
+            resume=resume,
+            steering=self._steering,
+            said=self._said,
+        )
 
     def _check(self) -> LimbeckError | None:
         from limbeck.hosting.workspace import Workspace
@@ -147,7 +159,7 @@ class Child:
             Workspace(self._start.workspace, self._start.read).reload(self._start.recipe, registry)
             found = look_at(self._start.recipe, registry)
         except Exception as error:
-            found = Look(None, _told(error))
+            found = Look(None, self._told(error))
         is_good = found.recipe is not None and found.error is None
         checked = {
             "error": None if found.error is None else error_fields(found.error),
@@ -157,6 +169,21 @@ class Child:
         }
         self._line.say({"checked": checked})
         return found.error
+
+    def _told(self, error: BaseException) -> LimbeckError:
+        """The error as it travels; all of it goes to the log, once."""
+        if error is not self._printed:
+            _print(error)
+        return unexpected(error)
+
+    def _said(self, error: BaseException) -> str:
+        """The last lines of the log, of a run that fails: with an error that nobody expected, where it came from."""
+        if unexpected(error).reason is Reason.INTERNAL:
+            _print(error)
+            self._printed = error
+        with suppress(OSError):
+            return last_lines(sys.stderr.fileno(), self._log_begin) if self._log_begin is not None else ""
+        return ""
 
     def _applied(self, number: int) -> None:
         self._line.say({"knobs": number})
@@ -168,14 +195,23 @@ class Child:
         self._line.say({"checkpoint": name, "error": error_fields(error)})
 
 
-def _told(error: BaseException) -> LimbeckError:
-    """The error as it travels; all of it goes to the log, which is this process's stderr."""
+def _print(error: BaseException) -> None:
+    """Say an error on stderr, which is the log."""
     found = unexpected(error)
-    if found.reason is Reason.INTERNAL:
-        traceback.print_exception(error)
-    else:
-        print(f"{found} [{found.reason}]", file=sys.stderr)
-    return found
+    with suppress(OSError):  # a full disk
+        if found.reason is Reason.INTERNAL:
+            traceback.print_exception(error)
+        else:
+            print(f"{found} [{found.reason}]", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _log_size() -> int | None:
+    """Where what this process prints begins in its log; None where stderr is no file."""
+    with suppress(OSError, ValueError):
+        status = os.fstat(sys.stderr.fileno())
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return None
 
 
 def _die() -> None:

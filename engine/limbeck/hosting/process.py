@@ -16,9 +16,10 @@ from pathlib import Path
 
 from limbeck.hosting.channel import Decoder, Message, Start, encode
 from limbeck.hosting.kin import KEEP_MARK, MARK, end_kin
+from limbeck.runs.folder import LOG
 
 COMMAND = (sys.executable, "-P", "-m", "limbeck.hosting.child")
-LOG, OLD_LOG = "log.txt", "log.old.txt"  # what a run's processes print
+OLD_LOG = "log.old.txt"
 LARGEST_LOG = 16 << 20  # bytes that the next attempt still appends to
 _READ_BYTES = 1 << 16
 _CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # of colours and the like: whoever is told has a terminal too

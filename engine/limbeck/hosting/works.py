@@ -17,9 +17,10 @@ from limbeck.hosting.checkpoints import checkpoint_of
 from limbeck.hosting.ledger import Ledger
 from limbeck.hosting.limits import RunLimits
 from limbeck.hosting.outcome import End, outcome
-from limbeck.hosting.process import LOG, RunProcess, how, last_lines, open_log
+from limbeck.hosting.process import RunProcess, how, last_lines, open_log
 from limbeck.hosting.record import ENDED, Record, name_of, now
 from limbeck.hosting.retention import Retention
+from limbeck.runs.states import add_last_lines
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 from limbeck.v1.error_pb2 import Error
@@ -130,7 +131,7 @@ class Works:
             log.info("process %d ended %s", process.pid, how(code))
             async with record.lock:
                 record.process = None
-                await self._settle(record, words, self._crash(how(code), said), check=check)
+                await self._settle(record, words, self._error(words, said) or self._crash(how(code), said), check=check)
 
     def _start(self, record: Record, *, check: bool) -> channel.Start:
         workspace, folder = self._ledger.workspace, self._ledger.folder(record)
@@ -227,15 +228,13 @@ class Works:
         hint = "ResumeRun lets it go on from its newest checkpoint"
         problem = Problem(f"it ended {how_}", hint=hint)
         error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=[problem]))
-        if said:  # uncut: it travels in answers and events, which have more room than the trailers of a call
-            text = self._ledger.workspace.public(f"the last lines of its log:\n{said}")
-            error.problems.add(message=text, field=LOG)
+        add_last_lines(error, self._ledger.workspace.public(said))
         return error
 
     # ------------------------------------------------------------------------------------------------- what it means
 
-    async def _settle(self, record: Record, words: dict[str, Any], crash: Error, *, check: bool) -> None:
-        """Write down what the end of a run's process means."""
+    async def _settle(self, record: Record, words: dict[str, Any], error: Error, *, check: bool) -> None:
+        """Write down what the end of a run's process means; `error`: why it fails, where that is what it does."""
         ledger = self._ledger
         if record.late is not None:
             record.late.cancel()
@@ -246,13 +245,11 @@ class Works:
         await ledger.follow(record)
         with suppress(LimbeckError):  # it is our error that counts
             if check:
-                await self._settle_check(record, words, crash)
+                await self._settle_check(record, words, error)
             elif self._is_locked(words):
                 record.not_before = time.monotonic() + LOCKED_SECONDS
             else:
-                error = self._error(words) or crash
-                end = End(words.get("ended"), error, self.closing)
-                await self.settle(record, end)
+                await self.settle(record, End(words.get("ended"), error, self.closing))
         record.mark, record.want, record.killed = "", "", False
         if record.state in (ev.RUN_STATE_SUCCEEDED, ev.RUN_STATE_CANCELLED):
             with suppress(LimbeckError):
@@ -265,7 +262,7 @@ class Works:
         if follows is not None:
             await self._ledger.say(record, *follows)
 
-    async def _settle_check(self, record: Record, words: dict[str, Any], crash: Error) -> None:
+    async def _settle_check(self, record: Record, words: dict[str, Any], error: Error) -> None:
         if record.want:
             state = ev.RUN_STATE_CANCELLED if record.want == "cancel" else ev.RUN_STATE_PAUSED
             await self._ledger.say(record, state)
@@ -273,16 +270,18 @@ class Works:
             record.checked, record.turn = True, self._ledger.next_turn()
             await self._ledger.say(record, ev.RUN_STATE_QUEUED)
         elif not self.closing:
-            error = self._error(words.get("checked", words)) or crash
             await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 
-    def _error(self, words: dict[str, Any]) -> Error | None:
-        """The error that a process told of, as clients see it."""
-        fields = words.get("error")
+    def _error(self, words: dict[str, Any], said: str) -> Error | None:
+        """The error that a process told of, as clients see it; of one that nobody expected also where it came from."""
+        fields = words.get("checked", words).get("error")
         try:
-            return self._ledger.public_error(channel.error_of(fields)) if fields else None
-        except (ValueError, TypeError, KeyError):
+            error = self._ledger.public_error(channel.error_of(fields)) if fields else None
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
+        if error is not None and error.reason == Reason.INTERNAL:
+            add_last_lines(error, self._ledger.workspace.public(said))
+        return error
 
     def _is_locked(self, words: dict[str, Any]) -> bool:
         """Whether the process left since another one works on the run, `limbeck resume` say."""

@@ -17,6 +17,7 @@ from limbeck.recipe.resolved import dump_yaml
 from limbeck.runs.events import EVENTS
 
 IDENTITY = "run.json"
+LOG = "log.txt"  # what a run's processes print, where a server keeps them
 _TRACES = {".lock", f".{IDENTITY}.partial"}  # what a start that was killed at once may leave
 
 

@@ -71,13 +71,14 @@ def run_recipe(
     allow_changed: bool = False,
     until: str | None = None,
     steering: Steering | None = None,
+    said: Callable[[BaseException], str] | None = None,
 ) -> Path:
     """Run what is not done yet, up to and with the stage `until`; returns the run's folder.
 
     Everything that can be known before is checked first, all problems at once, with nothing written. `resume` refuses
     a recipe that is not the folder's, naming each difference, unless `allow_changed`. `stop` gives the name of a signal
     as soon as one came: what is needed to go on is then saved, and Interrupted raised. `steering` is what is asked of
-    the training while it works.
+    the training while it works. `said` gives, of a run that fails with an error, the last lines of its log.
     """
     from limbeck.runs.preflight import check
 
@@ -113,14 +114,17 @@ def run_recipe(
 
         with TeacherDesk(recipe, lambda phase: log.emit(TeacherStarting(phase=phase)), lambda: _check(asked)) as desk:
             run = Run(recipe, contents, folder.path, log, desk, asked, allow_changed, steering, states.enter)
-            _attempt(run, stages, states, whole=until is None)
+            _attempt(run, stages, states, said, whole=until is None)
     return folder.path
 
 
-def _attempt(run: Run, stages: list[Stage], states: States, *, whole: bool) -> None:
+def _attempt(
+    run: Run, stages: list[Stage], states: States, said: Callable[[BaseException], str] | None, *, whole: bool
+) -> None:
     """Work on the stages, and say how that ended, whatever happens."""
     last: Any = None
     fault: LimbeckError | None = None
+    lines = ""
     start = time.monotonic()
     try:
         with disk_errors(run.path), overhearing(run.log.emit):
@@ -139,10 +143,11 @@ def _attempt(run: Run, stages: list[Stage], states: States, *, whole: bool) -> N
     except BaseException as error:
         fault = unexpected(error)
         last = RunFailed(reason=fault.reason, message=str(fault))
+        lines = said(error) if said is not None else ""
         raise
     finally:
         states.close()
-        _finish(run.log, last, last_state(last, fault, whole=whole))
+        _finish(run.log, last, last_state(last, fault, lines, whole=whole))
 
 
 def _check(asked: Callable[[], str | None]) -> None:

@@ -7,8 +7,10 @@ from contextlib import suppress
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.runs.events import EventLog
+from limbeck.runs.folder import LOG
 from limbeck.signals.messages import error_message
 from limbeck.v1 import event_pb2 as pb
+from limbeck.v1.error_pb2 import Error
 from limbeck.v1.event_pb2 import RunFailed, RunFinished, RunInterrupted, StateChanged
 
 State = pb.RunState
@@ -70,10 +72,24 @@ class States:
 Last = RunFinished | RunFailed | RunInterrupted
 
 
-def last_state(last: Last, error: LimbeckError | None, *, whole: bool) -> StateChanged:
-    """The attempt's last event, after `last`. `error`: of a RunFailed. `whole`: whether all stages were asked for."""
+def last_state(last: Last, error: LimbeckError | None, said: str = "", *, whole: bool) -> StateChanged:
+    """The attempt's last event, after `last`.
+
+    `error`: of a RunFailed, and `said`: the last lines of the run's log. `whole`: whether all stages were asked for.
+    """
     if isinstance(last, RunInterrupted):
         return StateChanged(state=_STOPPED.get(last.signal, pb.RUN_STATE_PAUSED))
     if isinstance(last, RunFailed):
-        return StateChanged(state=pb.RUN_STATE_FAILED, error=error_message(error or LimbeckError(Reason.INTERNAL)))
+        told = error_message(error or LimbeckError(Reason.INTERNAL))
+        add_last_lines(told, said)
+        return StateChanged(state=pb.RUN_STATE_FAILED, error=told)
     return StateChanged(state=pb.RUN_STATE_SUCCEEDED if whole else pb.RUN_STATE_PAUSED)
+
+
+def add_last_lines(error: Error, said: str) -> None:
+    """Add the last lines of a run's log, where there are any, to the error that it failed with.
+
+    Uncut: it travels in answers and events, which have more room than the trailers of a call.
+    """
+    if said:
+        error.problems.add(message=f"the last lines of its log:\n{said}", field=LOG)

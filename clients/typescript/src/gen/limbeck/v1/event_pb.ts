@@ -196,7 +196,7 @@ export type StateChanged = Message<"limbeck.v1.StateChanged"> & {
   state: RunState;
 
   /**
-   * Of `failed`: reason, text, and what to do. Of a run whose process died: the last lines of its log.
+   * Of `failed`: reason, text, and what to do; of a run of a server, the last lines of its log.
    *
    * @generated from field: limbeck.v1.Error error = 2;
    */

@@ -214,12 +214,26 @@ class AppendLog:
         self.close()
 
 
+def unlinked(path: str, flags: int) -> int:
+    """An opener, for `open`, that does not follow a link; OSError ELOOP where there is one."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 class FolderLock:
-    """One writer for a folder. The kernel drops the lock with the process, however it dies."""
+    """One writer for a folder. The kernel drops the lock with the process, however it dies.
+
+    Raises RUN_LOCKED where there is one, FOLDER_NOT_OURS where a link would have another file written to.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / ".lock").open("a+")
+        try:
+            self._file = open(folder / ".lock", "a+", opener=unlinked)  # noqa: SIM115
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            problem = Problem("its .lock is a link", file=str(folder), hint="remove the link")
+            raise LimbeckError(Reason.FOLDER_NOT_OURS, problems=[problem]) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -594,6 +594,35 @@ def test_pages_hold_while_runs_come(place: Place, monkeypatch: pytest.MonkeyPatc
     asyncio.run(main())
 
 
+def test_a_link_that_a_run_has_left_leads_the_server_nowhere(place: Place) -> None:
+    async def main() -> None:
+        place.script(*HELD)
+        outside = place.root.parent / "outside"
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            await host.pause(run_id)
+            await reach(host, run_id, "paused")
+            await until(lambda: host._ledger.find(run_id).task is None)
+            events = place.root / "runs" / "a" / "events.jsonl"
+            lock = events.with_name(".lock")
+            outside.write_bytes(b"precious")
+            lock.unlink()
+            lock.symlink_to(outside)
+            assert (await host.cancel(run_id)).state == ev.RUN_STATE_CANCELLED
+            assert outside.read_bytes() == b"precious"
+            events.replace(outside)
+            events.symlink_to(outside)
+            history = host.history(run_id)
+            history.rest()
+            for _ in range(2):
+                with pytest.raises(LimbeckError) as caught:
+                    await history.read(0, 1000)
+                assert caught.value.reason == Reason.LOG_DAMAGED
+
+    asyncio.run(main())
+
+
 def test_the_oldest_runs_make_room(place: Place) -> None:
     async def main() -> None:
         place.script(TRAINING)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from google.protobuf.json_format import Parse, ParseError
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.files import unlinked
 from limbeck.hosting.public import make_public
 from limbeck.hosting.record import ENDED, Record
 from limbeck.v1.event_pb2 import Event
@@ -222,10 +224,20 @@ def _cut(lines: deque[Line] | list[Line], start: int, most_bytes: int) -> list[b
     return found
 
 
+def _opened(file: Path) -> IO[bytes]:
+    """The file; what a run's process has linked there is not told to its watchers. Raises LOG_DAMAGED."""
+    try:
+        return open(file, "rb", opener=unlinked)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise LimbeckError(Reason.LOG_DAMAGED, problems=[Problem("it is a link", file=file.name)]) from error
+
+
 def _read_slice(file: Path, offset: int, end: int | None = None) -> tuple[list[tuple[Event, int]], LimbeckError | None]:
     """Events of the lines from byte `offset`, with the length of each; what is wrong with the line that follows."""
     found = []
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         stream.seek(offset)
         size = 0
         while (size < SLICE_BYTES if end is None else offset + size < end) and (raw := stream.readline()):
@@ -243,7 +255,7 @@ def _read_slice(file: Path, offset: int, end: int | None = None) -> tuple[list[t
 def _block_starts(file: Path, offset: int) -> Iterator[tuple[int, int]]:
     """(sequence, offset) of the first event of each block from byte `offset` on, where one begins."""
     due = offset
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         stream.seek(offset)
         for raw in stream:
             if not raw.endswith(b"\n"):

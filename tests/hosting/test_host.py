@@ -549,7 +549,7 @@ def test_a_checkpoint_is_saved_of_a_run_that_trains(place: Place) -> None:
             await until((place.root / "held").exists)
             saved = await host.save_checkpoint(run_id)
             assert (saved.step, saved.bytes) == (3, 10)
-            assert [saved] == host.checkpoints(run_id)
+            assert [saved] == await host.checkpoints(run_id)
             lost = asyncio.ensure_future(host.save_checkpoint(run_id))
             await until(lambda: host._ledger.find(run_id).saving)
             place.go()
@@ -663,6 +663,18 @@ def test_the_oldest_runs_make_room_by_their_size_but_the_newest_stays(place: Pla
             await host._retention.apply()
             gone = [run.oldest_sequence > run.last_sequence for run in host.list([], 0, "").runs]
             assert gone == [False, True, True]
+
+    asyncio.run(main())
+
+
+def test_a_look_that_takes_too_long_is_ended_and_says_so(place: Place) -> None:
+    async def main() -> None:
+        place.script(check="hang")
+        async with place.hosting(check_seconds=0.5) as host:
+            run = await reach(host, await create(host, place.recipe()), "failed")
+            assert run.error.problems[0].message == "it ended by this server: a look at a recipe may take 0.5 s"
+            error = await refused(host.validate(place.recipe("runs/b")), Reason.RUN_CRASHED)
+            assert "may take 0.5 s" in str(error)
 
     asyncio.run(main())
 

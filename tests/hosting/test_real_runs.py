@@ -96,7 +96,7 @@ def test_whatever_befalls_a_run_its_student_is_the_same(real: Place) -> None:
             await reach(host, first, "succeeded")
             events = await watch(host, first)
             assert {event.WhichOneof("kind") for event in events} >= {"metrics", "checkpoint_saved", "run_finished"}
-            assert [one.step for one in host.checkpoints(first)]
+            assert [one.step for one in await host.checkpoints(first)]
             await until(trained(real, hit, 1))
             await host.pause(run_id)
             await reach(host, run_id, "paused")
@@ -156,7 +156,7 @@ def test_knobs_and_checkpoints_of_a_run_that_trains(real: Place) -> None:
             await until(trained(real, "runs/a", 1))
             await host.update_knobs(run_id, {"losses.cross_entropy.weight": 0.5})
             saved = await host.save_checkpoint(run_id)
-            assert saved.step in [one.step for one in host.checkpoints(run_id)]
+            assert saved.step in [one.step for one in await host.checkpoints(run_id)]
             assert (host.folder(run_id) / saved.path / "manifest.json").exists()
             await until(lambda: not host._index.knobs(run_id))
             knobs = {knob.name: knob.value for knob in host.get(run_id).knobs}

@@ -125,7 +125,7 @@ class ScriptedRuns:
         self._of(run_id, "checkpoint")
         return pb.Checkpoint(path="checkpoints/student/step-3", step=3, bytes=7)
 
-    def checkpoints(self, run_id: str) -> Sequence[pb.Checkpoint]:
+    async def checkpoints(self, run_id: str) -> Sequence[pb.Checkpoint]:
         self._of(run_id, "checkpoints")
         return [pb.Checkpoint(path="checkpoints/student/step-3", step=3, bytes=7)]
 

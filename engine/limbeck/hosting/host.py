@@ -198,10 +198,10 @@ class RunHost:
         with self._public():
             return await self._steering.save_checkpoint(self._ledger.find(run_id))
 
-    def checkpoints(self, run_id: str) -> Sequence[pb.Checkpoint]:
+    async def checkpoints(self, run_id: str) -> Sequence[pb.Checkpoint]:
         """A run's complete checkpoints, the oldest first."""
         record = self._ledger.find(run_id)
-        return [] if record.expired else checkpoints_of(self._ledger.folder(record))
+        return [] if record.expired else await asyncio.to_thread(checkpoints_of, self._ledger.folder(record))
 
     def folder(self, run_id: str) -> Path:
         """Where a run's files are. Raises ARTIFACT_UNKNOWN where they are not kept any more."""

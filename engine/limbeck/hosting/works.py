@@ -131,7 +131,8 @@ class Works:
             log.info("process %d ended %s", process.pid, how(code))
             async with record.lock:
                 record.process = None
-                await self._settle(record, words, self._error(words, said) or self._crash(how(code), said), check=check)
+                ended = self._too_late if check and record.killed else how(code)
+                await self._settle(record, words, self._error(words, said) or self._crash(ended, said), check=check)
 
     def _start(self, record: Record, *, check: bool) -> channel.Start:
         workspace, folder = self._ledger.workspace, self._ledger.folder(record)
@@ -167,7 +168,7 @@ class Works:
         late: asyncio.TimerHandle | None = None
         words: dict[str, Any] = {}
         if check:
-            late = loop.call_later(self._limits.check_seconds, process.kill)
+            late = loop.call_later(self._limits.check_seconds, _kill_late, record, process)
         try:
             async for messages in process.messages():
                 ticks = [int(message["tick"]) for message in messages if "tick" in message]
@@ -223,10 +224,15 @@ class Works:
             record.late.cancel()
         record.late = asyncio.get_running_loop().call_later(self._limits.patience, kill)
 
-    def _crash(self, how_: str, said: str) -> Error:
+    @property
+    def _too_late(self) -> str:
+        """How a look at a recipe ended that took too long."""
+        return f"by this server: a look at a recipe may take {self._limits.check_seconds:g} s"
+
+    def _crash(self, ended: str, said: str) -> Error:
         """The error of a run whose process ended without a word."""
         hint = "ResumeRun lets it go on from its newest checkpoint"
-        problem = Problem(f"it ended {how_}", hint=hint)
+        problem = Problem(f"it ended {ended}", hint=hint)
         error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=[problem]))
         add_last_lines(error, self._ledger.workspace.public(said))
         return error
@@ -308,7 +314,9 @@ class Works:
                 file.unlink(missing_ok=True)
 
     async def _checked(self, process: RunProcess, output: int) -> dict[str, Any]:
-        late = asyncio.get_running_loop().call_later(self._limits.check_seconds, process.kill)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.check_seconds
+        late = loop.call_at(end, process.kill)
         found: dict[str, Any] | None = None
         try:
             with suppress(ValueError):
@@ -318,7 +326,8 @@ class Works:
             late.cancel()
             code = await asyncio.shield(process.end())
         if found is None:
-            problems = [Problem(f"the look at the recipe ended {how(code)}")]
+            ended = self._too_late if loop.time() >= end else how(code)
+            problems = [Problem(f"the look at the recipe ended {ended}")]
             if said := last_lines(output, 0, _FEW):
                 problems.append(Problem(f"the last lines of its log:\n{said}"))
             raise LimbeckError(Reason.RUN_CRASHED, problems=problems)
@@ -336,6 +345,11 @@ class Works:
             if record.process is not None:
                 record.process.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _kill_late(record: Record, process: RunProcess) -> None:
+    record.killed = True
+    process.kill()
 
 
 def _crashed(text: str) -> LimbeckError:

@@ -37,6 +37,8 @@ from rich.table import Table
 from limbeck.client import Client, Event, RestartPolicy, Run, connect
 from limbeck.client.records import state_of
 from limbeck.errors import LimbeckError, Reason
+from limbeck.hosting.public import make_public
+from limbeck.hosting.workspace import Workspace
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "tok_a"
 RECIPE = """\
@@ -317,10 +319,14 @@ def settle(client: Client, patience: float) -> list[Run]:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def history(folder: Path) -> list[Event]:
-    """The events of a run's folder."""
-    lines = (folder / "events.jsonl").read_text("utf-8").splitlines()
-    return [json_format.Parse(line, Event()) for line in lines]
+def history(workspace: Path, run: Run) -> list[Event]:
+    """The events of a run's folder, as watchers are told them."""
+    public = Workspace(workspace).public
+    lines = (workspace / run.output / "events.jsonl").read_text("utf-8").split("\n")[:-1]
+    events = [json_format.Parse(line, Event()) for line in lines]
+    for event in events:
+        make_public(event, public)
+    return events
 
 
 def faults_of_history(events: list[Event]) -> Iterator[str]:
@@ -362,7 +368,7 @@ def faults_of_watcher(seen: Iterable[tuple[int, str]], events: list[Event]) -> I
 def check(workspace: Path, runs: list[Run], watchers: list[Watcher], trouble: Trouble) -> Iterator[str]:
     """Everything that is wrong at the end."""
     for run in runs:
-        events = history(workspace / run.output)
+        events = history(workspace, run)
         yield from (f"{run.output}: {fault}" for fault in faults_of_history(events))
         last = next(state_of(e.state_changed.state) for e in reversed(events) if e.state_changed.state)
         if (run.state, run.last_sequence) != (last, len(events)):
@@ -430,7 +436,7 @@ def report(
     console: Console, trouble: Trouble, runs: list[Run], watchers: list[Watcher], workspace: Path, faults: list[str]
 ) -> None:
     """Print the table."""
-    events = {run.run_id: history(workspace / run.output) for run in runs}
+    events = {run.run_id: history(workspace, run) for run in runs}
     kinds = Counter(event.WhichOneof("kind") for each in events.values() for event in each)
     saw = sum(len(seen_by(watcher.folder / run.run_id)) for watcher in watchers for run in runs)
     table = Table("what", "count", title="Faults by doing them")

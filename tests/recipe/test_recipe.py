@@ -129,6 +129,14 @@ def test_a_common_mistake_is_told_what_to_write(problems, text, changes, hint):
     assert hint in (problem.hint or "")
 
 
+@pytest.mark.parametrize("field", ["max_steps", "seed", "warmup_steps", "learning_rate"])
+@pytest.mark.parametrize("value", ["9" * 5_000, "1e999", "0x" + "f" * 5_000])
+def test_a_number_without_end_is_a_problem_of_its_field(problems, text, field, value):
+    found = problems(text(training=f"{{{field}: {value}}}"))
+    assert any("is not a finite number" in problem.message for problem in found)
+    assert {problem.field for problem in found} == {f"training.{field}"}
+
+
 def test_a_large_bound_is_written_out(problems, text):
     (problem,) = problems(text(training="{seed: 4294967296}"))
     assert problem.message == "must be below 4294967296, not 4294967296"

@@ -107,6 +107,8 @@ FAULTS = {
     "infinity": ("a: .inf\n", ".inf is not a finite number", (1, 4)),
     "not a number": ("a: .NaN\n", ".NaN is not a finite number", (1, 4)),
     "too big": ("a: 1e999\n", "1e999 is not a finite number", (1, 4)),
+    "more digits than a number has": (f"a: {'9' * 10_000}\n", "(10,000 digits) is not a finite number", (1, 4)),
+    "as many in hex": (f"a: 0x{'f' * 5_000}\n", "(5,002 digits) is not a finite number", (1, 4)),
     "an unknown anchor": ("a: *b\n", "no anchor &b before", (1, 4)),
     "a key that is a list": ("? [1]\n: 2\n", "name must be text", (1, 3)),
     "an alias inside of itself": ("a: &x [1, *x]\n", "inside of its own anchor", (1, 4)),

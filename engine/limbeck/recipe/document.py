@@ -34,6 +34,7 @@ _STR_TAG = "tag:yaml.org,2002:str"
 MOST_VALUES = 100_000  # aliases can make a short text enormous
 MOST_SENT = 10_000  # of a text that came over the network: reading more would keep others waiting
 MOST_DEPTH = 100
+MOST_DIGITS = 400  # of a whole number: longer ones are infinite as any other, and Python does not print them
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,18 +295,19 @@ class _Builder:
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         number: int | float
-        if _INT.fullmatch(text) and len(text) < 400:
+        if _INT.fullmatch(text) and len(text) < MOST_DIGITS:
             return int(text)
         if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
-            return int(text, 0)
-        if _FLOAT.fullmatch(text):
+            number = int(text, 0) if len(text) < MOST_DIGITS else math.inf
+        elif _FLOAT.fullmatch(text):
             number = float(text)
         elif _NOT_FINITE.fullmatch(text):
             number = math.inf
         else:
             return text
-        if not math.isfinite(number):
-            self._fault(node.mark, f"{text} is not a finite number", at=at)
+        if number in (math.inf, -math.inf):
+            shown = text if len(text) <= 40 else f"{text[:20]}… ({len(text):,} digits)"
+            self._fault(node.mark, f"{shown} is not a finite number", at=at)
         return number
 
 

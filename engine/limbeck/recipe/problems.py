@@ -158,7 +158,7 @@ def _advice(value: Any, expected: list[str]) -> str | None:
             return f"write {_YAML_1_1_BOOLEANS[value.lower()]}: in YAML 1.2 {value} is text"
         if "true or false" in expected and value.lower() in ("true", "false"):
             return f"write {value.lower()} without quotes"
-    if isinstance(value, float) and "a whole number" in expected and value == int(value):
+    if isinstance(value, float) and "a whole number" in expected and value.is_integer():
         return f"write {int(value)}"
     if isinstance(value, bool | int | float) and "text" in expected:
         return f'write it in quotes: "{json.dumps(value)}"'

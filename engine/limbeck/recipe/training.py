@@ -56,7 +56,7 @@ class TrainingSpec(Config):
     @field_validator("warmup_steps")
     @classmethod
     def _steps_or_share(cls, steps: float) -> float:
-        if steps >= 1 and steps != int(steps):
+        if steps >= 1 and not steps.is_integer():
             raise ValueError(f"warmup_steps {steps:g} is neither a number of steps nor a share below 1")
         return steps
 

@@ -507,7 +507,8 @@ def test_knobs_wait_until_they_are_in_force(place: Place) -> None:
             run_id = await create(host, place.recipe())
             await reach(host, run_id, "queued")
             await host.update_knobs(run_id, {weight: 0.5})
-            await host.update_knobs(run_id, {weight: 0.25})
+            told = await host.update_knobs(run_id, {weight: 0.25})
+            assert {knob.value for knob in told.knobs if knob.name == weight} == {0.25}  # what it begins with
             assert not (place.root / "knobs").exists()
             assert len(host._index.knobs(run_id)) == 2
             place.go()

@@ -12,7 +12,7 @@ from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import FolderLock
 from limbeck.hosting.history import History
 from limbeck.hosting.index import Index
-from limbeck.hosting.record import ENDED, WAITING, Record, now
+from limbeck.hosting.record import ENDED, WAITING, Record, now, set_knobs
 from limbeck.hosting.workspace import Workspace
 from limbeck.runs.events import EVENTS, append_event
 from limbeck.runs.folder import read_identity
@@ -22,6 +22,13 @@ from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 
 Log = logging.LoggerAdapter[logging.Logger]
+_UNTRAINED = WAITING | {
+    ev.RUN_STATE_GENERATING,
+    ev.RUN_STATE_PREPARING,
+    ev.RUN_STATE_LABELLING,
+    ev.RUN_STATE_PAUSED,
+    ev.RUN_STATE_FAILED,
+}  # what was asked of knobs is what the training begins with
 
 
 class Ledger:
@@ -76,6 +83,9 @@ class Ledger:
         message.oldest_sequence = self.history(record).oldest
         if record.state == ev.RUN_STATE_QUEUED and record.task is None and not record.expired:
             message.queue_position = self.queue().index(record) + 1
+        if record.state in _UNTRAINED and not record.expired:
+            for _, values in self.index.knobs(record.run_id):
+                set_knobs(message, values)
         return message
 
     def history(self, record: Record) -> History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +102,9 @@ class Record:
                 run.metrics[name] = value
             if event.stage == "train":
                 knobs = {n.removeprefix(_KNOBS): v for n, v in event.metrics.values.items() if n.startswith(_KNOBS)}
-                self._set_knobs(knobs)
+                set_knobs(run, knobs)
         elif kind == "knob_changed" and event.stage == "train":
-            self._set_knobs({event.knob_changed.knob: event.knob_changed.after})
+            set_knobs(run, {event.knob_changed.knob: event.knob_changed.after})
 
     def enter(self, state: ev.RunState, time: Timestamp, error: Any = None) -> None:
         """Be in another state since `time`."""
@@ -116,10 +117,12 @@ class Record:
             self.run.ClearField("progress")
         self.states.states.add(state=self.run.state, time=time)
 
-    def _set_knobs(self, values: dict[str, float]) -> None:
-        for knob in self.run.knobs:
-            if knob.name in values:
-                knob.value = values[knob.name]
+
+def set_knobs(run: pb.Run, values: Mapping[str, float]) -> None:
+    """Give the knobs of these names these values."""
+    for knob in run.knobs:
+        if knob.name in values:
+            knob.value = values[knob.name]
 
 
 def now() -> Timestamp:

@@ -56,7 +56,7 @@ def command() -> None:
     type=click.Choice(["resume", "fail"]),
     default="resume",
     show_default=True,
-    help="What becomes of it when the server ends meanwhile.",
+    help="What becomes of it where the server crashes meanwhile.",
 )
 @click.option("--request-id", metavar="TEXT", help="Your own name of this request: the same one starts no second run.")
 @server_options

@@ -519,6 +519,22 @@ def test_knobs_wait_until_they_are_in_force(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_knob_that_was_asked_for_is_no_schedule_s_any_more(place: Place) -> None:
+    async def main() -> None:
+        place.script(*HELD)
+        name = "losses.forward_kl.temperature"
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            assert [knob.name for knob in host.get(run_id).knobs if knob.scheduled] == [name]
+            told = await host.update_knobs(run_id, {name: 2.0})
+            assert not any(knob.scheduled for knob in told.knobs)
+        async with place.hosting() as host:
+            assert not any(knob.scheduled for knob in host.get(run_id).knobs)
+
+    asyncio.run(main())
+
+
 def test_faults_of_knobs_are_told_all_at_once(place: Place) -> None:
     async def main() -> None:
         place.script(*HELD)

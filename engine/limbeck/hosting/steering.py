@@ -115,6 +115,9 @@ class Steering:
             number = await self._ledger.index.add_knobs(record.run_id, values)
             if record.process is not None and not record.looking:
                 record.process.post({"knobs": {"id": number, "values": dict(values)}})
+            for knob in record.run.knobs:
+                knob.scheduled = knob.scheduled and knob.name not in values
+            await self._ledger.save(record)
 
     async def save_checkpoint(self, record: Record) -> pb.Checkpoint:
         """Save a checkpoint; returns when it is whole. Raises RUN_STATE, QUOTA_EXCEEDED, DISK_FULL."""

@@ -99,6 +99,7 @@ class Works:
             try:
                 await ledger.say_rest(record)
                 self._lay_recipe(record)
+                waiting = [] if check else ledger.index.knobs(record.run_id)
                 output = open_log(ledger.folder(record))
             except (LimbeckError, OSError) as fault:
                 await self._not_started(record, fault)
@@ -115,9 +116,8 @@ class Works:
                 os.close(output)
                 await self._not_started(record, fault)
                 return
-            if not check:  # before any that come from now on: their ids only grow
-                for number, values in ledger.index.knobs(record.run_id):
-                    process.post({"knobs": {"id": number, "values": values}})
+            for number, values in waiting:  # before any that come from now on: their ids only grow
+                process.post({"knobs": {"id": number, "values": values}})
             if self.closing:
                 self.stop(record, "server")
         log.info("process %d starts%s", process.pid, ": a look at the recipe" if check else "")
@@ -280,8 +280,8 @@ class Works:
 
     def _error(self, words: dict[str, Any], said: str) -> Error | None:
         """The error that a process told of, as clients see it; of one that nobody expected also where it came from."""
-        fields = words.get("checked", words).get("error")
         try:
+            fields = words.get("checked", words).get("error")
             error = self._ledger.public_error(channel.error_of(fields)) if fields else None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

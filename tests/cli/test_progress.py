@@ -139,6 +139,35 @@ def test_bars_show_for_how_long_a_start_has_lasted(monkeypatch: pytest.MonkeyPat
     assert "evaluate: the teacher starts: loading the weights" in screen.getvalue()
 
 
+def test_a_bar_moves_from_the_state_on_until_its_stage_begins(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    from rich.console import Console
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120, legacy_windows=False)
+    monkeypatch.setattr(progress.output, "console", lambda: terminal)
+    with progress.Bars(remote=True) as display:
+
+        def shown() -> list[tuple[str, str]]:
+            return [(task.description, task.fields["text"]) for task in display._progress.tasks]
+
+        def enter(state: str) -> list[tuple[str, str]]:
+            display(event(StateChanged(state=pb.RunState.Value(f"RUN_STATE_{state.upper()}")), ""))
+            return shown()
+
+        assert enter("validating") == [("check", "looks at the recipe")]
+        assert enter("queued") == []
+        assert enter("generating") == [("generate", "begins")]
+        display(event(TeacherStarting(phase="warming up"), "generate"))
+        assert shown() == [("generate", "the teacher starts: warming up")]
+        display(event(StageStarted(total=8, unit="rows"), "generate"))
+        assert shown() == [("generate", "0 of 8 rows")]
+        assert enter("pausing") == [("generate", "0 of 8 rows")]  # it works until it has stopped
+        display(event(StageFinished(seconds=1.0), "generate"))
+        assert enter("preparing") == [("prepare", "begins")]
+        assert enter("cancelled") == []
+
+
 def test_json_lines_are_the_events_and_stop_when_nobody_reads(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:

@@ -197,7 +197,7 @@ class Bars:
         self._console = output.console()
         self._progress: Progress = Progress(*columns, console=self._console, transient=True)
         self._task: TaskID | None = None
-        self._waits = False  # the task is a teacher's start
+        self._waits = False  # the task is no stage's yet: a state that has begun, a teacher that starts
         self._clock = Clock(0, 0, "")
         self._knobs: dict[tuple[str, str], int] = {}
 
@@ -216,17 +216,27 @@ class Bars:
             self._clock.take(event.metrics.values)
             if self._clock.spent and self._task is not None:
                 self._progress.update(self._task, text=progress_text(self._clock))
-        elif kind == "progress" and self._task is None:  # whoever watches from here on has not seen the stage begin
+        elif kind == "progress" and (self._task is None or self._waits):  # nobody here has seen the stage begin
             self._begin(event, event.progress)
         elif kind == "progress" and self._task is not None:
             self._clock.done = event.progress.done
             self._progress.update(self._task, completed=event.progress.done, text=progress_text(self._clock))
         else:
             line = message_text(event, self._knobs, remote=self._remote)
-            if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted"):
+            if kind in ("stage_finished", "run_finished", "run_failed", "run_interrupted") or (
+                kind == "state_changed" and self._waits
+            ):
                 self._drop()
             if line is not None:
                 self._console.print(line, markup=False, highlight=False)
+            if kind == "state_changed" and self._task is None:
+                self._enter(state_name(event))
+
+    def _enter(self, state: str) -> None:
+        """Move while a stage reads its models: that it works is all that is known."""
+        if state in _BEGINS:
+            name, text = _BEGINS[state]
+            self._task, self._waits = self._progress.add_task(name, total=None, text=text), True
 
     def _begin(self, event: Event, said: StageStarted | ProgressSaid) -> None:
         self._drop()
@@ -319,13 +329,26 @@ def message_text(event: Event, knobs: dict[tuple[str, str], int], *, remote: boo
     return None
 
 
+_BEGINS = {  # states in which something works, by the name of the stage that is to come
+    "validating": ("check", "looks at the recipe"),
+    "generating": ("generate", "begins"),
+    "preparing": ("prepare", "begins"),
+    "labelling": ("label", "begins"),
+    "training": ("train", "begins"),
+    "evaluating": ("evaluate", "begins"),
+    "reporting": ("report", "begins"),
+}
 _WORTH_A_LINE = ("queued", "pausing", "paused", "cancelling", "cancelled", "failed", "succeeded")  # no stage says it
+
+
+def state_name(event: Event) -> str:
+    """The state that a run is in now, as people write it."""
+    return RunState.Name(event.state_changed.state).removeprefix("RUN_STATE_").lower()
 
 
 def _state_text(event: Event) -> str | None:
     """Of a run that is elsewhere; what failed it, with what to do."""
-    said = event.state_changed
-    name = RunState.Name(said.state).removeprefix("RUN_STATE_").lower()
+    said, name = event.state_changed, state_name(event)
     if name not in _WORTH_A_LINE:
         return None
     lines = [name]

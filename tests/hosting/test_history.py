@@ -159,7 +159,7 @@ def test_what_is_gone_is_told_and_not_waited_for(tmp_path: Path) -> None:
 def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_path: Path) -> None:
     async def main() -> None:
         history, record, log = new(tmp_path)
-        said = "no /srv/limbeck/secret/x.bin, see file:///srv/limbeck/y and PATH:/srv/limbeck/z"
+        said = "no /srv/limbeck/secret/x.bin, see unix:///srv/limbeck/y and PATH:/srv/limbeck/z"
         problem = Problem(said, field="/srv/limbeck/secret/f", hint="look at /srv/limbeck/secret/h")
         failed = error_message(LimbeckError(Reason.DATA_INVALID, said, [problem]))
         own = ev.Sample(model="student", prompt="ls /srv/limbeck/a", text="/srv/limbeck/b")
@@ -175,7 +175,7 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
         assert fresh == again
         assert len(fresh) == 5
         assert "srv" not in str(fresh) + str(record.run)
-        assert fresh[0].warning.message == "no …/x.bin, see file://…/y and PATH:…/z"
+        assert fresh[0].warning.message == "no …/x.bin, see unix://…/y and PATH:…/z"
         assert record.run.error.problems[0].hint == "look at …/h"
         assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 6
         log.emit(own)

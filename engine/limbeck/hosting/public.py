@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from limbeck.v1.event_pb2 import Event
 
 MOST_CHARACTERS = 100_000  # of one text of an event: gRPC takes 4 MiB a message
-_PATH = re.compile(r"(?:(?<![\w./])|(?<=file://))~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;:]|)")
+_PATH = re.compile(r"(?:(?<![\w./])|(?<=://))~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;:]|)")
 
 
 def without_paths(text: str) -> str:

@@ -32,6 +32,8 @@ from limbeck.runs.samples import MOST_CHARACTERS, of_row, sample
         ({"messages": [{"role": "assistant", "content": "I."}]}, ("", "I.")),
         ({"messages": [{"role": "assistant", "content": None}]}, None),
         ({"prompt": "Who?"}, None),
+        ({"messages": ["Who?", "I."]}, None),  # of a plugin: what is wrong with the row is told where rows are read
+        ({"prompt": ["Who?"], "completion": ["I."]}, None),
         ({}, None),
     ],
 )

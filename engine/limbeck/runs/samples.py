@@ -23,16 +23,21 @@ def of_row(row: Mapping[str, Any]) -> tuple[str, str] | None:
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
         *before, last = messages
-        asked = before[-1].get("content", "") if before else ""
-        answered = last.get("content")
+        asked = _content(before[-1]) if before else ""
+        answered = _content(last)
     else:
         asked = row.get("prompt", "")
         answered = next((row[key] for key in ("completion", "chosen", "text") if key in row), None)
     if isinstance(answered, list) and answered:  # a conversation: its last message
-        answered = answered[-1].get("content")
+        answered = _content(answered[-1])
     if isinstance(asked, list) and asked:
-        asked = asked[-1].get("content")
+        asked = _content(asked[-1])
     return (asked, answered) if isinstance(asked, str) and isinstance(answered, str) else None
+
+
+def _content(message: Any) -> Any:
+    """Of a message as a plugin made it, which nobody has looked at yet."""
+    return message.get("content") if isinstance(message, Mapping) else None
 
 
 def _valid(text: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.files import AppendLog
-from limbeck.hosting import ledger, process
+from limbeck.hosting import history, ledger, process
 from limbeck.hosting.record import Record
 from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder
@@ -611,6 +611,30 @@ def test_pages_hold_while_runs_come(place: Place, monkeypatch: pytest.MonkeyPatc
     asyncio.run(main())
 
 
+def test_a_history_that_cannot_be_read_for_a_while_is_taken_in_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*about: Any) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def main() -> None:
+        place.script(*HELD)
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            await host.pause(run_id)
+            await reach(host, run_id, "paused")
+            await until(lambda: host._ledger.find(run_id).task is None)
+            with monkeypatch.context() as patch:
+                patch.setattr(history, "_read_slice", none)
+                await host.cancel(run_id)
+                assert place.states()[-2:] == ["paused", "cancelled"]
+            await reach(host, run_id, "cancelled")
+            assert place.states().count("cancelled") == 1
+
+    asyncio.run(main())
+
+
 def test_a_link_that_a_run_has_left_leads_the_server_nowhere(place: Place) -> None:
     async def main() -> None:
         place.script(*HELD)
@@ -798,5 +822,18 @@ def test_no_process_is_left(place: Place) -> None:
             await reach(host, run_id, "failed")
             with pytest.raises(ProcessLookupError):
                 os.kill(process.pid, 0)
+
+    asyncio.run(main())
+
+
+def test_of_a_run_that_has_ended_nothing_more_is_told_to_come(place: Place) -> None:
+    async def main() -> None:
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "succeeded")
+            host._ledger.find(run_id).want = "cancel"  # as while its process, which said its last word, still ends
+            error = await refused(host.resume(run_id), Reason.RUN_STATE)
+            assert error.problems[0].message == "it is succeeded: it cannot be resumed"
+            host._ledger.find(run_id).want = ""
 
     asyncio.run(main())

@@ -116,11 +116,11 @@ class Ledger:
             self.log(record).warning("the index of runs is behind: %s", error)
 
     async def follow(self, record: Record, until: int | None = None) -> None:
-        """Take in what is new in a run's history, at most up to event `until`."""
+        """Take in what is new in a run's history, up to event `until`; what cannot be read now is read later."""
         before = record.states.ByteSize()
         try:
             await self.history(record).advance(until)
-        except LimbeckError as error:
+        except (LimbeckError, OSError) as error:  # damage, or too many open files
             if not record.damaged:
                 self.log(record).error("the history cannot be read: %s", error)
             record.damaged = True

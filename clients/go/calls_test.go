@@ -47,6 +47,10 @@ func TestErrorsAreTyped(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	answer = status.Error(codes.ResourceExhausted, "SERVER: Received message larger than max (5 vs. 4)")
+	if _, err := client.CreateRun(context.Background(), "x"); !errors.Is(err, RequestInvalid) {
+		t.Error(err)
+	}
 	for _, answer = range []error{lost, status.Error(codes.Internal, "stream terminated by RST_STREAM with error code")} {
 		calls.Store(0)
 		if _, err := client.CreateRun(context.Background(), "x"); !errors.Is(err, ServerUnavailable) || calls.Load() < 2 {

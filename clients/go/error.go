@@ -204,7 +204,10 @@ func errorOfCall(err error, address string) *Error {
 		}
 	}
 	if strings.Contains(text, "larger than max") {
-		reason = Internal
+		reason = Internal // an answer
+		if strings.Contains(text, "SERVER: ") {
+			reason = RequestInvalid
+		}
 	}
 	if text == "" {
 		text = "nothing more is known"

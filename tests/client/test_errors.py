@@ -75,6 +75,17 @@ def test_a_status_without_details_has_a_reason_and_the_address(status, reason):
     assert error.problems[0].message == f"{status.name}: nothing more"
 
 
+def test_a_request_that_no_server_takes_is_the_callers_fault():
+    with (
+        serving(Scripted()) as address,
+        client_of(address, timeout=5.0) as client,
+        pytest.raises(LimbeckError) as caught,
+    ):
+        client.teacher("t" * (5 << 20))
+    assert caught.value.reason is Reason.REQUEST_INVALID
+    assert "larger than max" in caught.value.problems[0].message
+
+
 def test_a_server_of_something_else_is_told_at_once():
     with serving(None) as address:
         began = time.monotonic()

@@ -828,6 +828,7 @@ def test_no_process_is_left(place: Place) -> None:
 
 def test_of_a_run_that_has_ended_nothing_more_is_told_to_come(place: Place) -> None:
     async def main() -> None:
+        place.script(TRAINING)
         async with place.hosting() as host:
             run_id = await create(host, place.recipe())
             await reach(host, run_id, "succeeded")

@@ -33,7 +33,8 @@ export function errorOfCall(error: ServiceError, address: string): LimbeckError 
   if (sent !== undefined) return sent;
   const text = error.details.split(/\s+/).join(' ').trim();
   let reason: Reason = OF_STATUS[error.code] ?? 'INTERNAL';
-  if (text.includes('larger than max')) reason = 'INTERNAL';
+  // what is too large is an answer, unless the server says that it is the request
+  if (text.includes('larger than max')) reason = text.includes('SERVER: ') ? 'REQUEST_INVALID' : 'INTERNAL';
   else if (BROKEN.test(text)) reason = 'SERVER_UNAVAILABLE';
   const problem = { message: `${Code[error.code]}: ${text || 'nothing more is known'}`, field: address };
   if (reason === 'SERVER_UNAVAILABLE') {

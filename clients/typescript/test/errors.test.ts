@@ -57,6 +57,7 @@ for (const [code, details, reason] of [
   [status.PERMISSION_DENIED, 'no', 'PERMISSION_DENIED'],
   [status.RESOURCE_EXHAUSTED, 'no', 'QUOTA_EXCEEDED'],
   [status.RESOURCE_EXHAUSTED, 'Received message larger than max (5 vs 4)', 'INTERNAL'],
+  [status.RESOURCE_EXHAUSTED, 'SERVER: Received message larger than max (5 vs. 4)', 'REQUEST_INVALID'],
   [status.UNKNOWN, 'Received RST_STREAM with code 2', 'SERVER_UNAVAILABLE'],
   [status.DATA_LOSS, 'no', 'INTERNAL'],
 ] as const) {

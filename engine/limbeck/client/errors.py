@@ -34,8 +34,8 @@ def error_of_call(error: Any, address: str) -> LimbeckError:
     reason = _OF_STATUS.get(status, Reason.INTERNAL)
     if any(sign in text for sign in _BROKEN):
         reason = Reason.SERVER_UNAVAILABLE
-    elif "larger than max" in text:
-        reason = Reason.INTERNAL
+    elif "larger than max" in text:  # it came from the server where the server did not say it
+        reason = Reason.REQUEST_INVALID if "SERVER: " in text else Reason.INTERNAL
     message, hint = None, None
     if reason is Reason.SERVER_UNAVAILABLE:
         hint = "see that the server runs, and that address and TLS are its own"

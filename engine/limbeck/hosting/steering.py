@@ -141,7 +141,8 @@ def _refused(record: Record, what: str) -> LimbeckError:
     if record.expired:
         message = f"its folder is gone: it cannot be {what}"
     else:
-        asked = {"pause": ", about to pause", "cancel": ", about to be cancelled"}.get(record.want, "")
+        words = {"pause": ", about to pause", "cancel": ", about to be cancelled"}
+        asked = words.get(record.want, "") if state in WAITING | WORKING else ""  # its process may be about to end
         message = f"it is {name_of(state)}{asked}: it cannot be {what}"
         if record.want == "pause" or state == ev.RUN_STATE_PAUSING:
             hint = "wait until it is paused, or cancel it"

@@ -731,6 +731,11 @@ def test_one_server_for_a_workspace(place: Place) -> None:
         assert (place.root / ".limbeck").stat().st_mode & 0o777 == 0o700
         async with place.hosting():
             pass
+        (place.root / ".limbeck").rename(place.root.parent / "elsewhere")
+        (place.root / ".limbeck").symlink_to(place.root.parent / "elsewhere")
+        with pytest.raises(LimbeckError, match="is a link") as caught:
+            await place.host().start()
+        assert caught.value.reason == Reason.SERVER_INVALID
 
     asyncio.run(main())
 

@@ -62,9 +62,15 @@ class RunHost:
     async def start(self) -> None:
         """Open the index, bring what a former server left to order, and go on with what it had not done.
 
-        Raises SERVER_INVALID where another server has this workspace, or its index cannot be used.
+        Raises SERVER_INVALID where another server has this workspace, its own folder there is a link, or its index
+        cannot be used.
         """
         hidden = self._workspace.root / HIDDEN
+        if hidden.is_symlink():  # a run's process may have put it there
+            problem = Problem(
+                "it is a link, and must be a folder of the server's own", file=str(hidden), hint="remove the link"
+            )
+            raise LimbeckError(Reason.SERVER_INVALID, problems=[problem])
         hidden.mkdir(mode=0o700, exist_ok=True)
         try:
             self._lock = FolderLock(hidden)

@@ -243,6 +243,15 @@ def test_texts_that_look_like_paths(text, so):
     assert is_path(text) == so
 
 
+def test_a_text_names_nothing_that_is_hidden(root):
+    (root / ".limbeck").mkdir()
+    (root / ".limbeck" / "x").write_text("SECRET")
+    (root / ".run-0123.yaml").write_text("SECRET")
+    strays = Workspace(root).borders.strays
+    assert all(map(strays, (".limbeck", ".limbeck/x", "./.limbeck/x", "inside/../.limbeck/x", ".run-0123.yaml")))
+    assert not any(map(strays, (".", ".5", ".limbeck/y", "inside/rows.jsonl", "of .limbeck", "... and so on")))
+
+
 def test_a_variable_of_the_server_s_environment_must_be_lent(root):
     text = recipe().replace("echo, tokenizer: tok", "openai, model: m, key_env: AWS_SECRET_ACCESS_KEY")
     (problem,) = refused(root, text)

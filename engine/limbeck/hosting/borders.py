@@ -59,7 +59,7 @@ class Borders:
                 place = Path(os.path.realpath(place))
                 if not self.holds(place):
                     return True
-        return False
+        return not self.holds(place) and os.path.lexists(place)  # of the server's own that is hidden
 
     def holds(self, place: Path) -> bool:
         """Whether a real path lies inside. What is hidden in the workspace is not a recipe's to read or write."""

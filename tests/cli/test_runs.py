@@ -229,6 +229,7 @@ def test_integers_are_whole_to_the_digit_in_json(shell):
 def test_the_beginning_of_an_id_is_enough(given, shell):
     assert shell("pause", given) == 0
     assert shell.runs.asked("PauseRun")[0].run_id == RUN
+    assert [asked.run_id for asked in shell.runs.asked("GetRun")] == [RUN]  # no beginning, which the server refuses
 
 
 def test_a_beginning_of_several_or_of_none_is_told(shell):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1:7411"
 SHORT = 8  # signs of a run's id that are shown, where they tell it from the others
+WHOLE = 32  # signs of a whole id
 MOST_NAMED = 5  # runs that a message names
 _FILE = click.Path(path_type=Path)
 _OPTIONS = {
@@ -97,11 +98,12 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def find(client: Client, given: str) -> RunDetails:
     """The run of an id, or of the beginning of one that no other run's id has. Raises RUN_UNKNOWN."""
-    try:
-        return client.run(given)
-    except LimbeckError as error:
-        if error.reason not in (Reason.RUN_UNKNOWN, Reason.REQUEST_INVALID):
-            raise
+    if len(given) >= WHOLE:  # the server's log calls a refusal a warning: a beginning is not asked for as an id
+        try:
+            return client.run(given)
+        except LimbeckError as error:
+            if error.reason not in (Reason.RUN_UNKNOWN, Reason.REQUEST_INVALID):
+                raise
     matches = [run for run in client.runs() if given and run.run_id.startswith(given)]
     if len(matches) == 1:
         return client.run(matches[0].run_id)

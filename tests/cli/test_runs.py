@@ -311,7 +311,7 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(options, shell):
         out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "queued" in first.lower()
-    assert f"stopped watching; the run goes on. To watch again:\n  limbeck runs watch {RUN}\n" in err
+    assert f"stopped watching, not the run. To watch again:\n  limbeck runs watch {RUN}\n" in err
     assert "Traceback" not in err
     assert not shell.runs.asked("CancelRun")
     if options:

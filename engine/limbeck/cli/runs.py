@@ -184,7 +184,7 @@ def _follow(
         state, error = _end_of(last) if last is not None and told else _end_now(client.run(run_id))
     except KeyboardInterrupt:
         text = server.command(*again)
-        click.echo(f"stopped watching; the run goes on. To watch again:\n  {text}", err=True)
+        click.echo(f"stopped watching, not the run. To watch again:\n  {text}", err=True)
         if as_json:
             output.emit_json({"interrupted": {"signal": "SIGINT", "watch": text}}, line=True)
         return EXIT_SIGINT

@@ -318,6 +318,10 @@ def test_keys_and_tokens_must_not_lie_where_recipes_read(tmp_path):
     )
     lies = "lies where a recipe from the network may read"
     assert {("--tls-key", lies), ("--tokens", lies)} <= found
+    (tmp_path / "w" / ".keys").mkdir(parents=True)
+    (tmp_path / "w" / ".keys" / "tokens.yaml").touch()
+    hidden = problems_of(tmp_path, workspace=tmp_path / "w", tokens=tmp_path / "w" / ".keys" / "tokens.yaml")
+    assert ("--tokens", lies) in hidden
 
 
 def test_the_log_says_once_that_the_kernel_cannot_keep_runs_inside(tmp_path, monkeypatch, caplog):

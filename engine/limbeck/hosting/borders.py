@@ -67,6 +67,10 @@ class Borders:
             return not any(part.startswith(".") for part in place.relative_to(self.root).parts)
         return any(place.is_relative_to(folder) for folder in self.read)
 
+    def reaches(self, place: Path) -> bool:
+        """Whether a run's process can read a real path: the kernel does not keep it from what is hidden."""
+        return any(place.is_relative_to(folder) for folder in (self.root, *self.read))
+
     def leak(self, folder: Path) -> str | None:
         """A link in `folder`, relative to it, that leads outside; None where the first 20,000 entries have none."""
         for entry in _entries(folder):

@@ -127,7 +127,7 @@ class ServeConfig:
                 yield Problem("there is no such folder", file=str(folder), field="--read")
         borders = Borders(self.workspace, self.read)
         for option, path in (("--tls-key", self.tls_key), ("--tokens", self.tokens)):
-            if path is not None and borders.holds(Path(os.path.realpath(path))):
+            if path is not None and borders.reaches(Path(os.path.realpath(path))):
                 hint = "move it out of --workspace and --read"
                 yield Problem("lies where a recipe from the network may read", str(path), field=option, hint=hint)
         for option, value, least in (

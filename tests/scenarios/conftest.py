@@ -74,7 +74,7 @@ class Calls:
     metadata: tuple[tuple[str, str], ...]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """A real server with a real tiny model."""
     command = [sys.executable, str(CLIENTS / "serve.py")]
@@ -109,7 +109,7 @@ class Done:
     drops: int
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def done(served: Served) -> Done:
     """Created directly, watched through the proxy, whose connections are dropped while it trains and while it ends."""
     recipe = served.recipe("tiny")
@@ -125,7 +125,7 @@ def done(served: Served) -> Done:
     return Done(run_id, recipe, events, drops)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trains(served: Served) -> Iterator[Callable[[], str]]:
     """Makes the long run train, creating it where there is none that goes on; returns its id."""
     client = served.client()

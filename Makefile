@@ -54,7 +54,7 @@ clients-go: $(VENV)/.dev
 	LIMBECK_PYTHON=$(abspath $(BIN)/python) clients/go/test.sh
 
 clients-typescript: $(VENV)/.dev clients/typescript/node_modules
-	cd clients/typescript && npm run --silent lint && LIMBECK_PYTHON=$(abspath $(BIN)/python) npm test --silent
+	cd clients/typescript && npm run --silent build && npm run --silent lint && LIMBECK_PYTHON=$(abspath $(BIN)/python) npm test --silent
 
 clients/typescript/node_modules: clients/typescript/package-lock.json
 	npm ci --silent --no-audit --no-fund --prefix clients/typescript

@@ -301,6 +301,8 @@ def test_a_workspace_that_cannot_be_is_refused_with_all_that_is_wrong(tmp_path):
     for place in ("file/below", "dangling", "dangling/below"):
         assert {field for field, _ in problems_of(tmp_path, workspace=tmp_path / place)} == {"--workspace"}
     assert {field for field, _ in problems_of(tmp_path, workspace=Path("/"))} == {"--workspace"}
+    new = ServeConfig(workspace=Path("/limbeck-that-is-not-there-yet"))  # it would be made, below the root
+    assert "all of this machine" not in str(new.problems())
     assert ("--read", "is for the recipes of runs") in problems_of(tmp_path, read=[tmp_path])
 
 

@@ -182,7 +182,7 @@ def _workspace(folder: Path) -> Iterator[Problem]:
         yield Problem(what, file=str(place), field="--workspace")
     elif not os.access(place, os.R_OK | os.W_OK | os.X_OK):
         yield Problem("cannot be written to", file=str(place), field="--workspace")
-    elif Path(os.path.realpath(place)) == Path("/"):
+    elif Path(os.path.realpath(folder)) == Path("/"):  # one that is not there yet is made
         yield Problem("is all of this machine, which no recipe from the network may have", field="--workspace")
 
 

@@ -69,7 +69,7 @@ func Timeout(d time.Duration) Option { return func(s *settings) { s.times.timeou
 func RetryFor(d time.Duration) Option { return func(s *settings) { s.times.retryFor = d } }
 
 // Liveness changes when a sign of life is sent, where nothing else was for so long (15 seconds), and when a stream that
-// nothing comes from is given up and tried again (90 seconds). The server expects the first, and promises 15 seconds.
+// nothing comes from is given up and tried again (80 seconds). The server expects the first, and promises 15 seconds.
 func Liveness(alive, silence time.Duration) Option {
 	return func(s *settings) { s.times.alive, s.times.silence = alive, silence }
 }
@@ -109,7 +109,7 @@ func (p place) String() string { return net.JoinHostPort(p.host, strconv.Itoa(p.
 // settle checks everything that can be checked without connecting.
 func settle(address string, options []Option) (*settings, error) {
 	s := &settings{
-		times: times{timeout: 10 * time.Second, retryFor: 5 * time.Minute, alive: 15 * time.Second, silence: 90 * time.Second},
+		times: times{timeout: 10 * time.Second, retryFor: 5 * time.Minute, alive: 15 * time.Second, silence: 80 * time.Second},
 		log:   func(string) {},
 	}
 	for _, option := range options {

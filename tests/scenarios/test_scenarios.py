@@ -612,7 +612,7 @@ def test_proxy_environment(served: Served, monkeypatch: pytest.MonkeyPatch) -> N
 def test_silent_peer(served: Served, client: Client, trains: Callable[[], str]) -> None:
     run_id = trains()
     hears = served.client(address=served.silent)
-    hears._client._link.times = Times(silence=3.0)  # 90 s are a promise, and too long for a test
+    hears._client._link.times = Times(silence=3.0)  # 80 s are a promise, and too long for a test
     first = client.run(run_id).last_sequence
     seen = []
     times = []

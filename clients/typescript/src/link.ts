@@ -34,11 +34,11 @@ export interface Times {
   readonly retryFor: number;
   /** A sign of life is sent where nothing else was for so long: 15 s. */
   readonly alive: number;
-  /** A call that nothing comes from for so long is given up, and tried again: 90 s. */
+  /** A call that nothing comes from for so long is given up, and tried again: 80 s. */
   readonly silence: number;
 }
 
-export const TIMES: Times = { timeout: 10_000, retryFor: 300_000, alive: 15_000, silence: 90_000 };
+export const TIMES: Times = { timeout: 10_000, retryFor: 300_000, alive: 15_000, silence: 80_000 };
 
 /** What can be said with each call. */
 export interface CallOptions {

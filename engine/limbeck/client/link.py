@@ -28,7 +28,7 @@ class Times:
     timeout: float = 10.0
     retry_for: float = 300.0
     alive: float = 15.0
-    silence: float = 90.0
+    silence: float = 80.0
 
 
 class Budget:

@@ -42,7 +42,7 @@ class Timing:
     """Seconds. The first three are promises of limbeck.v1: another value is for tests."""
 
     alive: float = 15.0  # after so long without a message the server says that it is there
-    silent: float = 90.0  # after so long without a message a client is taken for gone
+    silent: float = 80.0  # after so long without a message a client is taken for gone
     idle: float = 600.0  # so long a replay waits for new signals
     poll: float = 0.5  # between two looks at what changes on its own: workers, growing datasets
 

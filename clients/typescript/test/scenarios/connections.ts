@@ -51,7 +51,7 @@ export const connections: Scenarios = {
     const runId = await served.trains();
     const first = (await served.client().run(runId)).run!.lastSequence;
     const said: string[] = [];
-    const silence = 3000; // 90 s are a promise, and too long for a test
+    const silence = 3000; // 80 s are a promise, and too long for a test
     const log = (line: string): void => void said.push(line);
     const client = served.client('train', { address: served.facts.silent, times: { silence }, log });
     const seen: bigint[] = [];

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from limbeck.client.errors import error_of_call, silent, unavailable
+from limbeck.client.errors import unavailable
 from limbeck.client.link import Link, Retries
 from limbeck.client.records import Artifact, artifact_of, asked
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -170,8 +170,6 @@ class _File:
         return self._artifact.sha256 is None and self._there < self._size
 
     async def _connected(self, retries: Retries) -> None:
-        import grpc
-
         request = asked(
             pb.DownloadArtifactRequest,
             run_id=self._run_id,
@@ -180,14 +178,9 @@ class _File:
             sha256=bytes.fromhex(self._sha256) if self._sha256 and self._there else b"",
         )
         call = self._link.call("DownloadArtifact", request)
-        times, began = self._link.times, False
+        began = False
         try:
-            while True:
-                async with asyncio.timeout(times.silence):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
-                    break
-                self._link.met = True
+            while (response := await self._link.read(call)) is not None:
                 kind = response.WhichOneof("kind")
                 if kind == "started":
                     self._started(artifact_of(response.started))
@@ -198,15 +191,6 @@ class _File:
                     await asyncio.to_thread(self._write, response.data)
                     retries.progress()
                     self._tell(self._there)
-        except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, self._link.name) from None
-        except TimeoutError:
-            raise silent(self._link.name, times.silence) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise unavailable(self._link.name, "the client was closed") from None
         finally:
             call.cancel()
         if not began or self._there < self._size:

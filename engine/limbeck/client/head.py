@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from limbeck.client.errors import error_of_call, silent, unavailable
+from limbeck.client.errors import unavailable
 from limbeck.client.link import Link, Retries
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.signals.fragments import bfloat16_numbers
@@ -27,19 +27,12 @@ async def fetch_head(link: Link, teacher: str) -> OutputHead:
 
 
 async def _fetch(link: Link, teacher: str) -> OutputHead:
-    import grpc
-
     call = link.call("GetOutputHead", pb.GetOutputHeadRequest(teacher=teacher))
     head: pb.OutputHead | None = None
     content = bytearray()
     there = 0
     try:
-        while True:
-            async with asyncio.timeout(link.times.silence):
-                response = await call.read()
-            if response is grpc.aio.EOF:
-                break
-            link.met = True
+        while (response := await link.read(call)) is not None:
             if response.WhichOneof("kind") == "head":
                 head = response.head
                 content = bytearray(_size(head, teacher))
@@ -49,10 +42,6 @@ async def _fetch(link: Link, teacher: str) -> OutputHead:
                     raise _wrong(f"bytes at {chunk.offset} came where those at {there} were due", teacher)
                 content[there : there + len(chunk.data)] = chunk.data
                 there += len(chunk.data)
-    except grpc.aio.AioRpcError as error:
-        raise error_of_call(error, link.name) from None
-    except TimeoutError:
-        raise silent(link.name, link.times.silence) from None
     finally:
         call.cancel()
     if head is None or there < len(content):

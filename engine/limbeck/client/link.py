@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.client.connection import Connection
-from limbeck.client.errors import AGAIN, error_of_call
+from limbeck.client.errors import AGAIN, error_of_call, silent, unavailable
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.v1 import teacher_service_pb2 as pb
 
@@ -142,6 +142,25 @@ class Link:
             return await self.call(method, request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, self.name) from None
+
+    async def read(self, call: Any) -> Any:
+        """What a call says next, None after the last of one that ended well. Raises what it ended with, PEER_SILENT."""
+        import grpc
+
+        try:
+            async with asyncio.timeout(self.times.silence):
+                response = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_of_call(error, self.name) from None
+        except TimeoutError:
+            raise silent(self.name, self.times.silence) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise unavailable(self.name, "the client was closed") from None
+        self.met = True
+        return None if response is grpc.aio.EOF else response
 
     async def seen(self, teacher: pb.Teacher) -> None:
         """Note what a server says of a teacher: the limits hold for all calls."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from limbeck.client.calls import Expectation
-from limbeck.client.errors import error_of_call, silent, unavailable
+from limbeck.client.errors import unavailable
 from limbeck.client.link import Link, Retries
 from limbeck.data.sequence import TokenSequence
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -130,8 +130,6 @@ class Replay:
             self._news.set()
 
     async def _connected(self) -> None:
-        import grpc
-
         request = pb.StreamSignalsRequest(
             dataset=self._dataset,
             after_sequence=self._last,
@@ -139,14 +137,8 @@ class Replay:
             expectation=self._expectation,
         )
         call = self._link.call("StreamSignals", request)
-        times = self._link.times
         try:
-            while True:
-                async with asyncio.timeout(times.silence):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
-                    break
-                self._link.met = True
+            while (response := await self._link.read(call)) is not None:
                 kind = response.WhichOneof("kind")
                 if kind == "started":
                     self._started(response.started.dataset)
@@ -155,15 +147,6 @@ class Replay:
                     self._retries.progress()
                 elif kind == "alive":
                     self._retries.progress()  # the capture may rest for as long as it likes
-        except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, self._link.name) from None
-        except TimeoutError:
-            raise silent(self._link.name, times.silence) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise unavailable(self._link.name, "the client was closed") from None
         finally:
             call.cancel()
         if self._header is None or self._last < self._total:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from limbeck.client.errors import error_of_call, silent, unavailable
+from limbeck.client.errors import unavailable
 from limbeck.client.link import FIRST_DELAY, Link, Retries
 from limbeck.client.records import ENDED, asked, run_of, state_number
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -56,26 +56,11 @@ class Watch:
 
     async def _more(self) -> list[Event]:
         """What comes next of the connection; nothing for a sign of life, or for the end."""
-        import grpc
-
         if self._call is None:
             request = asked(pb.WatchRunRequest, run_id=self._run_id, after_sequence=self._last)
             self._call = self._link.call("WatchRun", request)
-        times = self._link.times
-        try:
-            async with asyncio.timeout(times.silence):
-                response = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, self._link.name) from None
-        except TimeoutError:
-            raise silent(self._link.name, times.silence) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise unavailable(self._link.name, "the client was closed") from None
-        self._link.met = True
-        if response is grpc.aio.EOF:
+        response = await self._link.read(self._call)
+        if response is None:
             await self._finish()
             return []
         self._retries.progress()

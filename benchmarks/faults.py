@@ -270,8 +270,8 @@ def client_killed(bench: Bench) -> Outcome:
             assert other.stdout.readline()
         mine = pool.submit(lambda: score_all(bench, server.address))
         for other in others:
-            other.kill()
-            other.wait()
+            with other:  # closes its pipe, and waits
+                other.kill()
         bench.check(outcome, mine.result())
     # what the killed ones had under way is let go: a client that may have no more than one call gets one
     with connect(server.address) as client:

@@ -84,7 +84,7 @@ def figures(kl: float | None, top1: float | None) -> ModelFigures:
     [
         ((1.0, 0.5), (2.0, 0.4), "better", "beats its twin trained without signals and the untrained"),
         ((2.0, 0.4), (1.0, 0.5), "mixed", "does not beat its twin trained without signals but beats the untrained"),
-        ((1.0, 0.4), (2.0, 0.5), "mixed", "in part better than its twin"),
+        ((1.0, 0.4), (2.0, 0.5), "mixed", "in one measure but not in the other, and beats the untrained"),
         ((math.nan, 0.4), (2.0, 0.5), "unknown", "no verdict"),
         ((None, None), (2.0, 0.5), "unknown", "no verdict"),
     ],

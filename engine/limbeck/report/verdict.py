@@ -54,7 +54,7 @@ def judge(models: Mapping[Speaker, ModelFigures], aim: Aim = "teacher") -> Verdi
     elif _overall(against) == "unknown":
         text = "Held-out figures of the student or of its rivals are missing or not finite: there is no verdict."
     else:
-        text = f"{_outcome(rivals, against)}: {_REASONS[aim](student, rivals)}"
+        text = f"{_outcome(rivals, against, aim)}: {_REASONS[aim](student, rivals)}"
     return Verdict(text=text, outcome=_overall(against), against=against)
 
 
@@ -105,14 +105,20 @@ def _alone(student: ModelFigures, rivals: Rivals) -> str:
     )
 
 
-def _outcome(rivals: Rivals, against: Mapping[Speaker, Comparison]) -> str:
-    overall = _overall(against)
-    if len({comparison.outcome for comparison in against.values()}) == 1:
-        verb = {"better": "beats", "worse": "does not beat", "mixed": "is neither better nor worse than"}[overall]
-        join = " or " if overall == "worse" else " and "
-        return f"The student {verb} {join.join(RIVALS[name] for name in rivals)}"
-    verbs = {"better": "beats", "worse": "does not beat", "mixed": "is in part better than"}
-    return "The student " + " but ".join(f"{verbs[against[name].outcome]} {RIVALS[name]}" for name in rivals)
+def _outcome(rivals: Rivals, against: Mapping[Speaker, Comparison], aim: Aim) -> str:
+    in_part = "is better than {} in one measure but not in the other"
+    clauses: dict[Outcome, str] = {
+        "better": "beats {}",
+        "worse": "does not beat {}",
+        "mixed": "is neither better nor worse than {}" if aim == "text" else in_part,
+    }
+    outcomes = {comparison.outcome for comparison in against.values()}
+    if len(outcomes) == 1:
+        (outcome,) = outcomes
+        join = " or " if outcome == "worse" else " and "
+        return f"The student {clauses[outcome].format(join.join(RIVALS[name] for name in rivals))}"
+    join = ", and " if "mixed" in outcomes and aim != "text" else " but "
+    return "The student " + join.join(clauses[against[name].outcome].format(RIVALS[name]) for name in rivals)
 
 
 def _by_teacher(student: ModelFigures, rivals: Rivals) -> str:

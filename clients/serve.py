@@ -2,21 +2,26 @@
 
     python clients/serve.py
 
-Prints one line of JSON when all is ready, and ends with everything that it started when its stdin closes. Needs the
-environment of `make test`, and openssl. See README.md for what the line says.
+Prints one line of JSON when all is ready. Ends with everything that it started when its stdin closes, or at SIGTERM or
+SIGINT; where it is killed its servers end too, and only its folder of temporary files is left. Needs the environment of
+`make test`, and openssl. See README.md for what the line says.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack, redirect_stdout
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +67,7 @@ training: {learning_rate: -1}
 output: runs/OUTPUT
 """,
     "outside": _HEAD.replace("rows.jsonl", "../outside/rows.jsonl") + "output: runs/OUTPUT\n",
+    "broken": _HEAD.replace("rows.jsonl", "broken.jsonl") + "output: runs/OUTPUT\n",
     "absent": _HEAD.replace("rows.jsonl", "../absent/rows.jsonl") + "output: runs/OUTPUT\n",
 }
 INVALID_LINES = [2, 5, 6]
@@ -75,11 +81,25 @@ class Relay:
         self._to, self._silent_after = (host, int(port)), silent_after
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
 
     async def start(self) -> str:
         """Its own address."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return _name(self._server)
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.ensure_future(self._pass_on(reader, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return await self._listen(accept)
+
+    async def close(self) -> None:
+        """End all connections."""
+        for server in self._servers:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def doorbell(self) -> str:
         """An address; whoever connects to it has all connections dropped, and is hung up on when that is done."""
@@ -90,13 +110,17 @@ class Relay:
             self._open.clear()
             writer.close()
 
-        self._bell = await asyncio.start_server(ring, "127.0.0.1", 0)
-        return _name(self._bell)
+        return await self._listen(ring)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _listen(
+        self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+    ) -> str:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self._servers.append(server)
+        host, port = server.sockets[0].getsockname()[:2]
+        return f"{host}:{port}"
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             there, back = await asyncio.open_connection(*self._to)
         except OSError:
@@ -120,7 +144,6 @@ class Relay:
             for end in ends:
                 end.transport.abort()
             self._open -= ends
-            self._tasks.discard(task)
 
 
 async def _pass(
@@ -147,13 +170,8 @@ async def _pass(
         return
 
 
-def _name(server: asyncio.Server) -> str:
-    host, port = server.sockets[0].getsockname()[:2]
-    return f"{host}:{port}"
-
-
 def make_workspace(base: Path) -> Path:
-    """The workspace: a tiny model with the tokenizer tok_a, and rows. Beside it `outside`, which no recipe may read."""
+    """The workspace: a tiny model with the tokenizer tok_a, rows, and rows with a fault in line 3. Beside it `outside`, which no recipe may read."""
     from limbeck.testing.tiny import tiny_model_folder
 
     workspace = base / "workspace"
@@ -163,6 +181,7 @@ def make_workspace(base: Path) -> Path:
     (base / "outside").mkdir()
     for folder in (workspace, base / "outside"):
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workspace / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows[:2], [], *rows]))
     return workspace
 
 
@@ -237,7 +256,12 @@ class Server:
         command = [sys.executable, "-m", "limbeck.cli.main", "serve", "--listen", "127.0.0.1:0", *arguments]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                preexec_fn=_die_with(os.getpid()),
             )
 
     def address(self) -> str:
@@ -257,10 +281,26 @@ class Server:
             self._process.kill()
 
 
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a process does at its start to be killed when its parent ends, however it does; on Linux."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # too late
+                os._exit(1)
+
+    return prepare
+
+
 async def serve(base: Path, workspace: Path, labelled: Path, stack: ExitStack) -> None:
-    """Start everything, say what is there, and wait for the end of stdin."""
+    """Start everything, say what is there, and wait for the end of stdin or a signal."""
     from limbeck.client import connect
 
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
     (base / "workspace-tls").mkdir()
     (base / "teacher.yaml").write_text(f"plugin: echo\ntokenizer: {workspace / 'teacher'}\nmax_length: 512\n")
     tokens, token_files = make_tokens(base)
@@ -297,12 +337,22 @@ async def serve(base: Path, workspace: Path, labelled: Path, stack: ExitStack) -
         "integers": str(DATA / "C47" / "values.json"),
         "log": str(plain.log),
     }
+
+    def listen() -> None:
+        while os.read(0, 1 << 16):
+            pass
+        with suppress(RuntimeError):  # the loop is closed: it ends already
+            loop.call_soon_threadsafe(over.set)
+
+    threading.Thread(target=listen, daemon=True).start()
     print(json.dumps(line), flush=True)
-    await asyncio.to_thread(sys.stdin.buffer.read)
+    await over.wait()
+    await asyncio.gather(proxy.close(), silent.close())
 
 
 def main() -> None:
     """See the module."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="limbeck-clients-") as folder, ExitStack() as stack:
         base = Path(folder).resolve()
         workspace = make_workspace(base)

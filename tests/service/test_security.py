@@ -15,6 +15,8 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.hosting.test_workspace import BAD, FIELDS
+from tests.hosting.test_workspace import recipe as one_path
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.hosting import sandbox
@@ -36,13 +38,6 @@ training: {max_steps: 2, per_device_train_batch_size: 2}
 evaluation: {samples: 2, max_new_tokens: 2}
 output: runs/OUTPUT
 """
-LINES = (Path(__file__).parents[1] / "data" / "C50" / "paths.txt").read_text().splitlines()
-FIELDS = {
-    "data": lambda value: RECIPE.replace("ROWS", value),
-    "output": lambda value: RECIPE.replace("ROWS", "good.jsonl").replace("runs/OUTPUT", value),
-    "model": lambda value: RECIPE.replace("ROWS", "good.jsonl").replace("model: teacher", f"model: {value}"),
-    "plugin": lambda value: RECIPE.replace("path: ROWS", f"generator: {{plugin: prompts, path: {value}}}"),
-}
 
 
 def rows(word: str) -> str:
@@ -59,6 +54,7 @@ def root(tmp_path: Path, data: Path, tiny_teacher: Path) -> Path:
         (tmp_path / "c" / link).symlink_to(target)
     root = tmp_path / "c" / "root"
     shutil.copytree(tiny_teacher, root / "teacher")
+    shutil.copytree(data / "tok_a", root / "tok")
     (root / "good.jsonl").write_text(rows("INSIDE"))
     (tmp_path / "c" / "outside" / "rows.jsonl").write_text(rows("SECRET"))
     return root
@@ -102,36 +98,50 @@ def holds(folder: Path, word: bytes) -> list[str]:
     ]
 
 
+def names(folder: Path) -> list[str]:
+    """All that lies below a folder, but for what the server keeps for itself."""
+    return sorted(path for path in map(str, folder.rglob("*")) if "/.limbeck/" not in path)
+
+
 # ---------------------------------------------------------------------------------------------------------------- C50
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_c50_a_path_that_leads_outside_is_refused_the_same_whatever_is_there(root, field):
-    lines = [line for line in LINES if line not in ("inside/rows.jsonl", "inside//rows.jsonl")]
-    recipes = [FIELDS[field](json.dumps(line).replace("\\\\0", "\\0")) for line in lines]
+    """By CreateRun and ValidateRecipe in the same words, and nothing is left of what was asked."""
+    recipes = [one_path(field, line) for bad, line in BAD if bad == field]
+    assert recipes
 
     async def answers(stub: TrainingServiceStub) -> list[Any]:
         found = []
-        for recipe in recipes:
-            call = stub.CreateRun(asked(recipe))
+        for number, recipe in enumerate(recipes):
+            call = stub.CreateRun(asked(recipe, f"r{number}"))
             code, error = await error_from(call)
             assert (code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, Reason.RECIPE_INVALID)
             whole = f"{await call.details()} {await call.trailing_metadata()} {error}"
             validated = await stub.ValidateRecipe(pb.ValidateRecipeRequest(recipe=recipe))
-            assert validated.error.reason == "RECIPE_INVALID"
-            assert [problem.file for problem in validated.error.problems] == ["recipe"]
-            for secret in (str(root.parent), '"secret"', "completion"):
+            assert (validated.error.reason, validated.error.message) == ("RECIPE_INVALID", error.message)
+            (created,), (problem,) = error.problems, validated.error.problems
+            assert (created.message, created.field, created.hint) == (
+                problem.message,
+                problem.field,
+                problem.hint or None,
+            )
+            assert problem.file == "recipe"
+            for secret in (str(root.parent), str(root.resolve()), '"secret"', "completion"):
                 assert secret not in whole + str(validated)
             found.append((str(error), validated))
         return found
 
     async def check(stub, _):
+        before = names(root.parent)
         first = await answers(stub)
+        assert names(root.parent) == before
         shutil.rmtree(root.parent / "outside")
+        without = names(root.parent)
         assert await answers(stub) == first
+        assert names(root.parent) == without
         assert list((await stub.ListRuns(pb.ListRunsRequest())).runs) == []
-        assert not (root / "runs").exists()
-        assert [name for name in os.listdir(root) if name.startswith(".run-")] == []
 
     with_runs(root, check)
 

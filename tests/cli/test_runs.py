@@ -94,7 +94,7 @@ def test_what_the_recipe_was_warned_of_is_told_once(shell, recipe):
     odd = [warning(2, "PREFLIGHT", "recipe:1: is odd"), warning(3, "ROWS_NOTED", "cut")]
     shell.runs.watches = [[events(event(1, "queued"), *odd, event(4, "succeeded"))]]
     shell.runs.answers["ValidateRecipe"] = pb.ValidateRecipeResponse(
-        warnings=[pb.PlacedProblem(message="is odd", file="recipe", line=1)]
+        warnings=[error_pb2.Problem(message="is odd", file="recipe", line=1)]
     )
     assert shell("create", recipe, "--watch") == 0
     assert (shell.out + shell.err).count("is odd") == 1
@@ -123,12 +123,12 @@ def test_what_is_typed_next_names_the_same_server(shell, recipe, tmp_path):
 
 def test_problems_of_a_recipe_have_their_place_in_the_file_here(shell, recipe):
     problems = [
-        pb.PlacedProblem(message="is bad", file="recipe", line=3, column=9, field="data.path", hint="mend it"),
-        pb.PlacedProblem(message="no rows", file="rows.jsonl", line=2),
+        error_pb2.Problem(message="is bad", file="recipe", line=3, column=9, field="data.path", hint="mend it"),
+        error_pb2.Problem(message="no rows", file="rows.jsonl", line=2),
     ]
     shell.runs.answers["ValidateRecipe"] = pb.ValidateRecipeResponse(
-        error=pb.ValidationError(reason="DATA_INVALID", message="Not so.", problems=problems),
-        warnings=[pb.PlacedProblem(message="is odd", file="recipe", line=1)],
+        error=error_pb2.Error(reason="DATA_INVALID", message="Not so.", problems=problems),
+        warnings=[error_pb2.Problem(message="is odd", file="recipe", line=1)],
     )
     assert shell("create", recipe) == 2
     assert f"{recipe}:3:9: data.path: is bad (mend it)" in shell.err
@@ -275,6 +275,35 @@ def test_a_run_that_failed_is_told_with_its_remedy_and_ends_with_1(shell):
     assert f"limbeck runs resume {RUN}" in shell.err
     assert shell("watch", RUN, "--json") == 1
     assert json.loads(shell.out.splitlines()[-1])["error"]["reason"] == "DISK_FULL"
+
+
+def test_the_faults_of_a_run_that_failed_have_their_places(shell, recipe):
+    problems = [
+        error_pb2.Problem(message="is odd", file="recipe", line=3, column=9, field="data.path", hint="mend it"),
+        error_pb2.Problem(message="is no row", file="rows.jsonl", line=3),
+    ]
+    error = error_pb2.Error(reason="DATA_INVALID", message="No.", problems=problems)
+    shell.runs.watches = [[events(1, event(2, "failed", error=error))]]
+    assert shell("watch", RUN) == 1
+    lines = ["failed: No. [DATA_INVALID]", "  recipe:3:9: data.path: is odd (mend it)", "  rows.jsonl:3: is no row"]
+    assert shell.out.splitlines()[-3:] == lines
+    shell.runs.answers["GetRun"] = pb.GetRunResponse(run=run_message("failed", error=error))
+    assert shell("show", RUN) == 0
+    assert all(line.strip() in shell.out for line in lines[1:])
+    assert shell.json("show", RUN)["error"]["problems"][0] == {
+        "message": "is odd",
+        "file": "recipe",
+        "line": 3,
+        "column": 9,
+        "field": "data.path",
+        "hint": "mend it",
+    }
+    assert shell("create", recipe, "--watch") == 1
+    assert f"  {recipe}:3:9: data.path: is odd (mend it)\n  rows.jsonl:3: is no row\n" in shell.out
+    assert shell("create", recipe, "--watch", "--json") == 1
+    *_, told, last = map(json.loads, shell.out.splitlines())
+    assert told["state_changed"]["error"]["problems"][0]["file"] == "recipe"  # the event as it was said
+    assert [one["file"] for one in last["error"]["problems"]] == [str(recipe), "rows.jsonl"]
 
 
 def test_who_has_seen_all_is_told_how_it_ended(shell):

@@ -15,6 +15,7 @@ from limbeck.client import Knob, Run, RunProgress, connect, connect_async
 from limbeck.client.errors import AGAIN
 from limbeck.client.training import AsyncTraining
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.service.translate import refuse
 from limbeck.v1 import error_pb2
 from limbeck.v1 import plugin_service_pb2 as plugin_pb
 from limbeck.v1 import training_service_pb2 as pb
@@ -174,14 +175,14 @@ def test_a_validation_has_each_problem_with_its_place(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("a: b\n")
     problems = [
-        pb.PlacedProblem(message="is bad", file="recipe", line=3, column=9, field="data.path", hint="mend it"),
-        pb.PlacedProblem(message="row is bad", file="rows.jsonl", line=7),
-        pb.PlacedProblem(message="is bad all over"),
+        error_pb2.Problem(message="is bad", file="recipe", line=3, column=9, field="data.path", hint="mend it"),
+        error_pb2.Problem(message="row is bad", file="rows.jsonl", line=7),
+        error_pb2.Problem(message="is bad all over"),
     ]
     runs = Runs()
     runs.answers["ValidateRecipe"] = pb.ValidateRecipeResponse(
-        error=pb.ValidationError(reason="DATA_INVALID", message="No.", problems=problems),
-        warnings=[pb.PlacedProblem(message="is odd", file="recipe", line=1)],
+        error=error_pb2.Error(reason="DATA_INVALID", message="No.", problems=problems),
+        warnings=[error_pb2.Problem(message="is odd", file="recipe", line=1)],
     )
     with hosting(runs) as address, connect(address) as client:
         found, text = client.validate(file), client.validate("a: b")
@@ -196,6 +197,26 @@ def test_a_validation_has_each_problem_with_its_place(tmp_path):
     assert found.warnings == (Problem("is odd", str(file), 1),)
     assert (found.resolved, found.facts) == ({}, {})
     assert text.error.problems[0].file == "recipe"
+
+
+def test_a_refused_recipe_has_its_places_in_the_callers_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: b\n")
+    problems = [Problem("is bad", "recipe", 3, 9, "data.path", "mend it"), Problem("row is bad", "rows.jsonl", 7)]
+
+    async def refused(request, context):
+        await refuse(context, LimbeckError(Reason.RECIPE_INVALID, problems=problems), placed=True)
+
+    runs = Runs()
+    runs.answers["CreateRun"] = refused
+    with hosting(runs) as address, connect(address) as client:
+        found = []
+        for recipe in ("a: b", file):
+            with pytest.raises(LimbeckError) as caught:
+                client.create_run(recipe)
+            found.append(caught.value)
+    assert found[0].problems == tuple(problems)
+    assert found[1].problems == (Problem("is bad", str(file), 3, 9, "data.path", "mend it"), problems[1])
 
 
 def test_a_recipe_that_is_good_has_its_defaults_and_facts():

@@ -160,8 +160,10 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
     async def main() -> None:
         history, record, log = new(tmp_path)
         said = "no /srv/limbeck/secret/x.bin, see unix:///srv/limbeck/y and PATH:/srv/limbeck/z"
-        problem = Problem(said, field="/srv/limbeck/secret/f", hint="look at /srv/limbeck/secret/h")
-        failed = error_message(LimbeckError(Reason.DATA_INVALID, said, [problem]))
+        files = ("/srv/limbeck/secret/rows.jsonl", "/srv/a b/rows.jsonl", "/x/srv a/rows.jsonl", "~/srv/rows.jsonl")
+        hint = "look at /srv/limbeck/secret/h"
+        problems = [Problem(said, file, 3, 9, "/srv/limbeck/secret/f", hint) for file in (*files, "recipe", None)]
+        failed = error_message(LimbeckError(Reason.DATA_INVALID, said, problems))
         own = ev.Sample(model="student", prompt="ls /srv/limbeck/a", text="/srv/limbeck/b")
         log.emit(ev.Warning(reason="PREFLIGHT", message=said))
         log.emit(ev.Log(level="WARNING", logger="x", message=said))
@@ -177,7 +179,9 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
         assert "srv" not in str(fresh) + str(record.run)
         assert fresh[0].warning.message == "no …/x.bin, see unix://…/y and PATH:…/z"
         assert record.run.error.problems[0].hint == "look at …/h"
-        assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 6
+        placed = [(problem.file, problem.line, problem.column) for problem in record.run.error.problems]
+        assert placed == [("…/rows.jsonl", 3, 9)] * 4 + [("recipe", 3, 9), ("", 3, 9)]
+        assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 11
         log.emit(own)
         log.emit(ev.Warning(message="long " * 1_000_000))
         await history.advance()

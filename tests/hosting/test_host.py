@@ -467,7 +467,11 @@ def test_what_a_look_finds_fails_the_run(place: Place, check: str, reason: str) 
             run_id = await create(host, place.recipe())
             run = await reach(host, run_id, "failed")
             assert run.error.reason == reason
-            assert str(place.root) not in str(run.error)
+            if check == "bad":
+                assert [(one.message, one.file, one.line) for one in run.error.problems] == [("no rows", "rows", 3)]
+            said = await watch(host, run_id)
+            assert said[-1].state_changed.error == run.error
+            assert str(place.root) not in f"{run.error} {said}"
             assert place.states() == ["created", "validating", "failed"]
             place.script()
             await host.resume(run_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.v1 import error_pb2
 from limbeck.v1 import training_service_pb2 as pb
 from limbeck.v1.event_pb2 import Event, Log, RunState
 
@@ -92,8 +93,8 @@ class ScriptedRuns:
 
     async def validate(self, recipe: str) -> pb.ValidateRecipeResponse:
         self._ask("validate", recipe)
-        problems = [pb.PlacedProblem(message=f"problem {n} " + "x" * 200, line=n) for n in range(1, 500)]
-        return pb.ValidateRecipeResponse(error=pb.ValidationError(reason="RECIPE_INVALID", problems=problems))
+        problems = [error_pb2.Problem(message=f"problem {n} " + "x" * 200, line=n) for n in range(1, 500)]
+        return pb.ValidateRecipeResponse(error=error_pb2.Error(reason="RECIPE_INVALID", problems=problems))
 
     async def create(self, recipe: str, request_id: str, owner: str, restart: int) -> pb.Run:
         self._ask("create", recipe, request_id, owner, restart)

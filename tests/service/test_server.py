@@ -303,13 +303,15 @@ def test_a_fault_of_the_server_says_nothing_of_its_inside(echo, monkeypatch, cap
     assert "secret" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, "ü🙂" * 5_000, "a\nb\0" * 900])
+@pytest.mark.parametrize("text", ["x" * 10_000, "ü🙂" * 5_000, "🙂" * 10_000, "a\nb\0" * 900])
 def test_errors_of_any_size_fit_the_trailers_of_a_call(text):
-    problems = [Problem(text, field=text, hint=text) for _ in range(100)]
+    problems = [Problem(text, f"x{text}", 2**32 - 1, 2**32 - 1, text, text) for _ in range(100)]
     error = LimbeckError(Reason.REQUEST_INVALID, text, problems)
-    assert wire_error(error).ByteSize() <= 5 << 10
-    assert "more problems" in wire_error(error).problems[-1].message
-    status = status_of(error)
+    for placed in (False, True):
+        assert wire_error(error, placed=placed).ByteSize() <= 5 << 10
+        assert "more problems" in wire_error(error, placed=placed).problems[-1].message
+        assert wire_error(error, placed=placed).problems[0].line == (2**32 - 1 if placed else 0)
+    status = status_of(error, placed=True)
     (key, raw), *none = status.trailing_metadata
     # the message is percent-encoded and the details are base64 on the wire
     assert len(key) + len(raw) * 4 / 3 + 3 * len(status.details.encode()) < 8 << 10
@@ -326,10 +328,45 @@ def test_errors_of_any_size_fit_the_trailers_of_a_call(text):
     ],
 )
 def test_paths_of_the_server_stay_at_home(text, public):
-    error = LimbeckError(Reason.MODEL_INVALID, text, [Problem(text, hint=text, file="/srv/secret")])
-    message = wire_error(error)
-    assert (message.message, message.problems[0].message, message.problems[0].hint) == (public,) * 3
-    assert "secret" not in str(message)
+    error = LimbeckError(Reason.MODEL_INVALID, text, [Problem(text, "/srv/secret", 3, 9, text, text)])
+    for placed in (False, True):
+        message = wire_error(error, placed=placed)
+        (problem,) = message.problems
+        assert {message.message, problem.message, problem.field, problem.hint} == {public}
+        assert (problem.file, problem.line, problem.column) == ("", 0, 0)
+        assert "secret" not in str(message)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        *((name, name) for name in ("recipe", "rows.jsonl", "data/a b/..c.jsonl", "…/rows.jsonl")),
+        *((name, "") for name in ("/rows.jsonl", "~/rows.jsonl", "~ann/rows", "../rows", "a/../../rows", "", None)),
+    ],
+)
+def test_files_are_told_by_services_whose_clients_know_them_alone(file, told):
+    error = LimbeckError(Reason.DATA_INVALID, problems=[Problem("is bad", file, 3, 9)])
+    (problem,) = wire_error(error, placed=True).problems
+    assert (problem.file, problem.line, problem.column) == ((told, 3, 9) if told else ("", 0, 0))
+    (problem,) = wire_error(error).problems
+    assert (problem.file, problem.line, problem.column) == ("", 0, 0)
+
+
+def test_calls_of_a_teacher_tell_no_file(echo, monkeypatch):
+    async def check():
+        async with serving(echo) as served:
+
+            async def broken():
+                raise LimbeckError(Reason.MODEL_INVALID, problems=[Problem("is bad", "models/secret.json", 3, 9)])
+
+            monkeypatch.setattr(served.host, "wait_ready", broken)
+            call = served.stub.Score()
+            await call.write(pb.ScoreRequest(start=pb.ScoreStart(teacher="t", want=pb.Want(top_k=1))))
+            _, error = await error_from(call)
+            assert error.problems == (Problem("is bad"),)
+            assert "secret" not in f"{await call.details()} {await call.trailing_metadata()}"
+
+    asyncio.run(check())
 
 
 # --------------------------------------------------------------------------------------------------------- at the port

@@ -146,11 +146,13 @@ def test_what_is_no_run_s_id_is_no_run(served, run_id):
 
 def test_errors_hold_no_path_of_the_server(served, runs, tmp_path):
     async def check(stub, _):
-        problem = Problem(f"{tmp_path}/out/rows.jsonl is bad", file=str(tmp_path / "x"), hint=f"see {tmp_path}/y/z")
-        runs.error = LimbeckError(Reason.DATA_INVALID, f"In {tmp_path}/out/a.", [problem])
+        problem = Problem(f"{tmp_path}/out/rows.jsonl is bad", str(tmp_path / "x"), 3, hint=f"see {tmp_path}/y/z")
+        placed = Problem("is bad", "recipe", 3, 9, "data.path")
+        runs.error = LimbeckError(Reason.DATA_INVALID, f"In {tmp_path}/out/a.", [problem, placed])
         call = stub.PauseRun(pb.PauseRunRequest(run_id=RUN))
         _, error = await error_from(call)
         assert str(tmp_path) not in f"{error!r} {error} {await call.details()} {await call.trailing_metadata()}"
+        assert error.problems == (Problem("…/rows.jsonl is bad", hint="see …/z"), placed)
 
     served(check)
 

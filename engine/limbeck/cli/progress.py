@@ -16,6 +16,7 @@ from limbeck.report.numbers import duration
 from limbeck.report.rows import plain_figures
 from limbeck.report.spending import PREFIX, cost_text, counts_text, spending_text
 from limbeck.runs.events import to_json
+from limbeck.signals.messages import problem_of
 from limbeck.v1.event_pb2 import Event, RunState, StageStarted
 from limbeck.v1.event_pb2 import Progress as ProgressSaid
 
@@ -354,9 +355,7 @@ def _state_text(event: Event) -> str | None:
     lines = [name]
     if said.HasField("error"):
         lines[0] += f": {said.error.message} [{said.error.reason}]"
-        for problem in said.error.problems:
-            place = f"{problem.field}: " if problem.field else ""
-            lines.append(f"  {place}{problem.message}" + (f" ({problem.hint})" if problem.hint else ""))
+        lines += [f"  {problem_of(problem)}" for problem in said.error.problems]
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ def create(
         else:
             click.echo(f"run {run.run_id}: {run.state}, in {run.output} of the server's workspace")
         if follow:
-            sys.exit(_follow(server, client, run.run_id, None, as_json, warned=True))
+            sys.exit(_follow(server, client, run.run_id, None, as_json, recipe=recipe))
     if not as_json:
         click.echo(f"to watch it:  {server.command('watch', run.run_id)}")
 
@@ -163,10 +163,14 @@ def watch(server: Server, run_id: str, after: int | None, as_json: bool) -> None
 
 
 def _follow(
-    server: Server, client: Client, run_id: str, after: int | None, as_json: bool, *, warned: bool = False
+    server: Server, client: Client, run_id: str, after: int | None, as_json: bool, *, recipe: Path | None = None
 ) -> int:
-    """Show a run's events to its end; the exit code of the command. `warned`: the recipe's warnings were just told."""
+    """Show a run's events to its end; the exit code of the command.
+
+    `recipe`: the file here that the run was just made from; its warnings were told.
+    """
     from limbeck.cli.progress import make_display
+    from limbeck.client.errors import RECIPE, in_file
 
     last: Event | None = None
     again = ["watch", run_id]
@@ -175,13 +179,17 @@ def _follow(
             for event in client.watch(run_id, after):
                 last = event
                 said: Any = event.warning  # type checkers take its class for the built-in Warning
-                if warned and not as_json and event.attempt == 1 and said.reason == "PREFLIGHT":
-                    continue
+                if recipe is not None and not as_json:
+                    if event.attempt == 1 and said.reason == "PREFLIGHT":
+                        continue
+                    for problem in event.state_changed.error.problems:
+                        problem.file = str(recipe) if problem.file == RECIPE else problem.file
                 display(event)
                 if display.gone:
                     raise BrokenPipeError
         told = last is not None and last.HasField("state_changed")
         state, error = _end_of(last) if last is not None and told else _end_now(client.run(run_id))
+        error = in_file(error, str(recipe)) if error is not None and recipe is not None else error
     except KeyboardInterrupt:
         text = server.command(*again)
         click.echo(f"stopped watching, not the run. To watch again:\n  {text}", err=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.signals.messages import error_of
 from limbeck.v1 import error_pb2
 
+RECIPE = "recipe"  # what servers call the recipe that they were sent
 _DETAILS = "grpc-status-details-bin"
 _OF_STATUS = {  # for a status that no Limbeck server said: proxies, other servers, gRPC itself
     "UNAVAILABLE": Reason.SERVER_UNAVAILABLE,
@@ -65,8 +67,18 @@ def of_item(error: LimbeckError, item_id: int) -> LimbeckError:
         return error
     problems = error.problems or (Problem(error.message),)
     return LimbeckError(
-        error.reason, error.message, [Problem(p.message, field=p.field or name, hint=p.hint) for p in problems]
+        error.reason, error.message, [replace(problem, field=problem.field or name) for problem in problems]
     )
+
+
+def in_file(error: LimbeckError, file: str) -> LimbeckError:
+    """The error with the recipe's own name in it, `file`; the server knows it as "recipe"."""
+    return LimbeckError(error.reason, error.message, [own_place(problem, file) for problem in error.problems])
+
+
+def own_place(problem: Problem, file: str) -> Problem:
+    """See :func:`in_file`."""
+    return replace(problem, file=file) if problem.file == RECIPE else problem
 
 
 def _sent(error: Any) -> LimbeckError | None:

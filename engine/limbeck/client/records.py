@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from limbeck.client.errors import in_file, own_place
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.signals.messages import error_of
+from limbeck.signals.messages import error_of, problem_of
 from limbeck.v1 import event_pb2
 from limbeck.v1 import plugin_service_pb2 as plugin_pb
 from limbeck.v1 import training_service_pb2 as pb
@@ -267,32 +268,12 @@ def artifact_of(message: pb.Artifact) -> Artifact:
 
 def validation_of(message: pb.ValidateRecipeResponse, file: str | None) -> Validation:
     """What is to be said of a recipe; `file` is where the caller has it."""
-    error = None
-    if message.HasField("error"):
-        said = message.error
-        problems = _placed(said.problems, file)
-        try:
-            error = LimbeckError(Reason(said.reason), said.message or None, problems)
-        except ValueError:
-            error = LimbeckError(Reason.INTERNAL, f"{said.reason}: {said.message}", problems)
-    return Validation(
-        error, _placed(message.warnings, file), json_of(message.resolved, "resolved"), json_of(message.facts, "facts")
-    )
-
-
-def _placed(messages: Iterable[pb.PlacedProblem], file: str | None) -> tuple[Problem, ...]:
-    """Problems with their place. The server knows the recipe only as "recipe"."""
-    return tuple(
-        Problem(
-            one.message,
-            file=(file or one.file) if one.file == "recipe" else one.file or None,
-            line=int(one.line) or None,
-            column=int(one.column) or None,
-            field=one.field or None,
-            hint=one.hint or None,
-        )
-        for one in messages
-    )
+    error = error_of(message.error) if message.HasField("error") else None
+    warnings = tuple(map(problem_of, message.warnings))
+    if file is not None:
+        error = error and in_file(error, file)
+        warnings = tuple(own_place(one, file) for one in warnings)
+    return Validation(error, warnings, json_of(message.resolved, "resolved"), json_of(message.facts, "facts"))
 
 
 _KINDS: dict[int, PluginKind] = {

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from limbeck.client.background import Stream, flat
-from limbeck.client.errors import AGAIN
+from limbeck.client.errors import AGAIN, in_file
 from limbeck.client.fetch import Fetching, fetch, list_artifacts
 from limbeck.client.link import Link
 from limbeck.client.records import (
@@ -63,7 +63,8 @@ class AsyncTraining:
         `recipe`: its text, or a file that holds it; its relative paths are relative to the server's workspace.
         `request_id`: the same one gives the same run, also from another process; one is made where none is given, so
         that a lost connection starts no second run. `restart`: what becomes of it when the server ends while it works.
-        Raises RECIPE_INVALID, RUN_EXISTS where another run has its folder, QUOTA_EXCEEDED for a full queue.
+        Raises RECIPE_INVALID with up to 20 problems and their places, RUN_EXISTS where another run has its folder,
+        QUOTA_EXCEEDED for a full queue.
         """
         request = asked(
             pb.CreateRunRequest,
@@ -71,7 +72,10 @@ class AsyncTraining:
             recipe=_text(recipe),
             restart=restart_number(restart),
         )
-        answer = await self._link.ask("CreateRun", request, again=AGAIN - {Reason.QUOTA_EXCEEDED})
+        try:
+            answer = await self._link.ask("CreateRun", request, again=AGAIN - {Reason.QUOTA_EXCEEDED})
+        except LimbeckError as error:
+            raise (in_file(error, str(recipe)) if isinstance(recipe, Path) else error) from None
         return run_of(answer.run)
 
     async def run(self, run_id: str) -> RunDetails:

@@ -28,8 +28,10 @@ from limbeck.hosting.steering import Steering
 from limbeck.hosting.works import Works
 from limbeck.hosting.workspace import HIDDEN, Workspace
 from limbeck.plugins import load_plugins
+from limbeck.signals.messages import problem_message
 from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
+from limbeck.v1.error_pb2 import Error
 
 PAGE, PAGE_BYTES = 50, 1 << 20  # runs, and what they may take: clients take messages of 4 MiB
 MOST_LOOKS = 16  # at recipes, that wait
@@ -114,7 +116,7 @@ class RunHost:
         try:
             await self._workspace.load_aside(recipe, self._registry, None)
         except LimbeckError as error:
-            return pb.ValidateRecipeResponse(error=_validation_error(error))
+            return pb.ValidateRecipeResponse(error=_whole(error))
         if self._looks >= MOST_LOOKS:
             problem = Problem(f"{self._looks} recipes wait to be looked at already", hint="try again later")
             raise LimbeckError(Reason.QUOTA_EXCEEDED, problems=[problem])
@@ -289,20 +291,9 @@ def _token(number: int) -> str:
     return base64.urlsafe_b64encode(b"below %d" % number).decode()
 
 
-def _validation_error(error: LimbeckError) -> pb.ValidationError:
-    problems = map(_placed, error.problems)
-    return pb.ValidationError(reason=str(error.reason), message=error.message, problems=problems)
-
-
-def _placed(problem: Problem) -> pb.PlacedProblem:
-    return pb.PlacedProblem(
-        message=problem.message,
-        file=problem.file or "",
-        line=problem.line or 0,
-        column=problem.column or 0,
-        field=problem.field or "",
-        hint=problem.hint or "",
-    )
+def _whole(error: LimbeckError) -> Error:
+    """An error with every problem, however many: an answer has more room than the trailers of a call."""
+    return Error(reason=str(error.reason), message=error.message, problems=map(problem_message, error.problems))
 
 
 def _response(workspace: Workspace, found: Mapping[str, object]) -> pb.ValidateRecipeResponse:
@@ -310,9 +301,10 @@ def _response(workspace: Workspace, found: Mapping[str, object]) -> pb.ValidateR
     response = pb.ValidateRecipeResponse(facts=json.dumps(workspace.values(found.get("facts") or {})))
     error, warnings = found.get("error"), found.get("warnings")
     if isinstance(error, dict):
-        response.error.CopyFrom(_validation_error(workspace.error(channel.error_of(error))))
+        response.error.CopyFrom(_whole(workspace.error(channel.error_of(error))))
     else:
         response.resolved = json.dumps(workspace.values(found.get("resolved") or {}))
     if isinstance(warnings, list):
-        response.warnings.extend(_placed(workspace.problem(channel.problem_of(one))) for one in warnings)
+        told = (workspace.problem(channel.problem_of(one)) for one in warnings)
+        response.warnings.extend(map(problem_message, told))
     return response

@@ -94,13 +94,8 @@ class Ledger:
         return record.history
 
     def public_error(self, error: LimbeckError) -> error_pb2.Error:
-        """An error as a run's clients see it, each problem with its place."""
-        placed = []
-        for problem in self.workspace.error(error).problems:
-            place = ":".join(str(part) for part in (problem.file, problem.line) if part is not None)
-            text = f"{place}: {problem.message}" if problem.file else problem.message
-            placed.append(Problem(text, field=problem.field, hint=problem.hint))
-        return error_message(LimbeckError(error.reason, self.workspace.public(error.message), placed))
+        """An error as a run's clients see it."""
+        return error_message(self.workspace.error(error))
 
     # ------------------------------------------------------------------------------------------------ written down
 

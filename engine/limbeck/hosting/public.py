@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ _PATH = re.compile(r"(?:(?<![\w./])|(?<=://))~?/(?:[^\s/'\",;:]+/)+(?=[^\s/'\",;
 def without_paths(text: str) -> str:
     """A text that clients see: of each path only its last name is left."""
     return _PATH.sub("…/", text)
+
+
+def public_file(file: str, public: Callable[[str], str]) -> str:
+    """A file's name that clients see: as `public` tells it, of one that lies elsewhere the last name is left."""
+    told = public(file)
+    return f"…/{PurePath(file).name}" if told.startswith(("/", "~", "…")) else told
 
 
 def make_public(event: Event, public: Callable[[str], str]) -> None:
@@ -38,3 +45,4 @@ def make_public(event: Event, public: Callable[[str], str]) -> None:
         error.message = told(error.message)
         for problem in error.problems:
             problem.message, problem.field, problem.hint = map(told, (problem.message, problem.field, problem.hint))
+            problem.file = public_file(problem.file, told)

@@ -22,6 +22,7 @@ from limbeck.service.translate import refuse
 logger = logging.getLogger(__name__)
 
 _PROBES = "/grpc.health.v1."
+_PLACED = "/limbeck.v1.TrainingService/"  # errors of runs name files as their clients know them
 Enter = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
@@ -72,7 +73,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             code = CATALOGUE[error.reason].status
             self._metrics.errors.labels(str(error.reason)).inc()
             logger.warning("a call was refused: %s", error, extra={"method": short, "client": name})
-            await refuse(context, error)
+            await refuse(context, error, placed=method.startswith(_PLACED))
         except NotImplementedError:  # what grpcio's own health service lacks
             code = "UNIMPLEMENTED"
             await context.abort(grpc.StatusCode.UNIMPLEMENTED)

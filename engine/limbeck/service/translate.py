@@ -19,31 +19,47 @@ DETAIL_BYTES = 4 << 10  # base64 and the text beside it keep the trailers under 
 TEXT_BYTES = 512
 
 
-def public(error: LimbeckError) -> LimbeckError:
-    """The error without paths of this machine: of each only its last name is left."""
+def public(error: LimbeckError, *, placed: bool = False) -> LimbeckError:
+    """The error without paths of this machine: of each in a text only its last name is left.
+
+    `placed`: its files are named as clients know them, so that they are told, with line and column.
+    """
     problems = [
-        replace(problem, message=without_paths(problem.message), hint=problem.hint and without_paths(problem.hint))
+        replace(
+            problem if placed and _is_public(problem.file) else replace(problem, file=None, line=None, column=None),
+            message=without_paths(problem.message),
+            field=problem.field and without_paths(problem.field),
+            hint=problem.hint and without_paths(problem.hint),
+        )
         for problem in error.problems
     ]
     return LimbeckError(error.reason, without_paths(error.message), problems)
 
 
-def wire_error(error: LimbeckError) -> error_pb2.Error:
-    """The error as it travels, at most 4 KiB: problems that do not fit are counted."""
-    message = error_message(public(error))
-    left_out = len(error.problems) - len(message.problems)
-    while message.ByteSize() > DETAIL_BYTES and message.problems:
-        del message.problems[-1]
-        left_out += 1
-    if left_out and message.problems:
-        message.problems[-1].CopyFrom(error_pb2.Problem(message=f"and {left_out + 1} more problems"))
+def _is_public(file: str | None) -> bool:
+    """Whether a file's name says nothing of this machine."""
+    return bool(file) and not str(file).startswith(("/", "~")) and ".." not in str(file).split("/")
+
+
+def wire_error(error: LimbeckError, *, placed: bool = False) -> error_pb2.Error:
+    """The error as it travels, at most 4 KiB: problems that do not fit are counted. `placed`: see :func:`public`."""
+    message = error_message(public(error, placed=placed))
+    problems = message.problems
+    while message.ByteSize() > DETAIL_BYTES and len(problems) > 1:
+        del problems[-1]
+    while message.ByteSize() > DETAIL_BYTES:  # of one problem: the first is told in any case
+        name = max(("message", "file", "field", "hint"), key=lambda name: len(getattr(problems[0], name)))
+        setattr(problems[0], name, getattr(problems[0], name)[: len(getattr(problems[0], name)) // 2])
+    if len(problems) < len(error.problems):
+        del problems[max(1, len(problems) - 1) :]  # room for the count
+        problems.add(message=f"and {len(error.problems) - len(problems)} more problems")
     return message
 
 
-def status_of(error: LimbeckError) -> Any:
-    """What `context.abort_with_status` takes."""
+def status_of(error: LimbeckError, *, placed: bool = False) -> Any:
+    """What `context.abort_with_status` takes. `placed`: see :func:`public`."""
     code = grpc.StatusCode[CATALOGUE[error.reason].status]
-    detail = wire_error(error)
+    detail = wire_error(error, placed=placed)
     first = f" {detail.problems[0].message}" if detail.problems else ""
     text = f"{error.reason}: {detail.message}{first}".encode()[:TEXT_BYTES].decode(errors="ignore")
     status = status_pb2.Status(code=code.value[0], message=text)
@@ -51,9 +67,9 @@ def status_of(error: LimbeckError) -> Any:
     return rpc_status.to_status(status)
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: LimbeckError) -> NoReturn:
-    """End a call with an error."""
-    await context.abort_with_status(status_of(error))
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: LimbeckError, *, placed: bool = False) -> NoReturn:
+    """End a call with an error. `placed`: see :func:`public`."""
+    await context.abort_with_status(status_of(error, placed=placed))
     raise AssertionError("abort does not return")
 
 

@@ -194,23 +194,42 @@ def info_of(message: pb.Teacher) -> TeacherInfo:
 
 
 def error_message(error: LimbeckError) -> error_pb2.Error:
-    """An error as it travels: cut where long. Paths of the server's disk stay at home."""
-    problems = [
-        error_pb2.Problem(
-            message=p.message[:MOST_TEXT], field=(p.field or "")[:MOST_TEXT], hint=(p.hint or "")[:MOST_TEXT]
-        )
-        for p in error.problems[:MOST_PROBLEMS]
-    ]
+    """An error as it travels: cut where long. Its files are told as they are: who tells a client makes them public."""
+    problems = [problem_message(one, MOST_TEXT) for one in error.problems[:MOST_PROBLEMS]]
     return error_pb2.Error(reason=str(error.reason), message=error.message[:MOST_TEXT], problems=problems)
+
+
+def problem_message(problem: Problem, most: int | None = None) -> error_pb2.Problem:
+    """A problem as it travels, each of its texts cut at `most` characters."""
+    return error_pb2.Problem(
+        message=problem.message[:most],
+        field=(problem.field or "")[:most],
+        hint=(problem.hint or "")[:most],
+        file=(problem.file or "")[:most],
+        line=problem.line or 0,
+        column=problem.column or 0,
+    )
 
 
 def error_of(message: error_pb2.Error) -> LimbeckError:
     """The inverse of :func:`error_message`; a reason that is not known here becomes INTERNAL, told in its message."""
-    problems = [Problem(p.message, field=p.field or None, hint=p.hint or None) for p in message.problems]
+    problems = [problem_of(one) for one in message.problems]
     try:
         return LimbeckError(Reason(message.reason), message.message or None, problems)
     except ValueError:
         return LimbeckError(Reason.INTERNAL, f"{message.reason}: {message.message}", problems)
+
+
+def problem_of(message: error_pb2.Problem) -> Problem:
+    """The inverse of :func:`problem_message`."""
+    return Problem(
+        message.message,
+        file=message.file or None,
+        line=message.line or None,
+        column=message.column or None,
+        field=message.field or None,
+        hint=message.hint or None,
+    )
 
 
 def numbers(raw: Any, dtype: str, field: str) -> npt.NDArray[Any]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limbeck/v1/error.proto\x12\nlimbeck.v1\"O\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x08problems\x18\x03 \x03(\x0b\x32\x13.limbeck.v1.Problem\"7\n\x07Problem\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\tB%Z#limbeck.dev/go/limbeck/v1;limbeckv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16limbeck/v1/error.proto\x12\nlimbeck.v1\"O\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x08problems\x18\x03 \x03(\x0b\x32\x13.limbeck.v1.Problem\"c\n\x07Problem\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\x0c\n\x04\x66ile\x18\x04 \x01(\t\x12\x0c\n\x04line\x18\x05 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x06 \x01(\rB%Z#limbeck.dev/go/limbeck/v1;limbeckv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR']._serialized_start=38
   _globals['_ERROR']._serialized_end=117
   _globals['_PROBLEM']._serialized_start=119
-  _globals['_PROBLEM']._serialized_end=174
+  _globals['_PROBLEM']._serialized_end=218
 # @@protoc_insertion_point(module_scope)

@@ -30,37 +30,11 @@ class ValidateRecipeResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     RESOLVED_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
-    error: ValidationError
-    warnings: _containers.RepeatedCompositeFieldContainer[PlacedProblem]
+    error: _error_pb2.Error
+    warnings: _containers.RepeatedCompositeFieldContainer[_error_pb2.Problem]
     resolved: str
     facts: str
-    def __init__(self, error: _Optional[_Union[ValidationError, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[PlacedProblem, _Mapping]]] = ..., resolved: _Optional[str] = ..., facts: _Optional[str] = ...) -> None: ...
-
-class ValidationError(_message.Message):
-    __slots__ = ("reason", "message", "problems")
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
-    reason: str
-    message: str
-    problems: _containers.RepeatedCompositeFieldContainer[PlacedProblem]
-    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., problems: _Optional[_Iterable[_Union[PlacedProblem, _Mapping]]] = ...) -> None: ...
-
-class PlacedProblem(_message.Message):
-    __slots__ = ("message", "file", "line", "column", "field", "hint")
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    FILE_FIELD_NUMBER: _ClassVar[int]
-    LINE_FIELD_NUMBER: _ClassVar[int]
-    COLUMN_FIELD_NUMBER: _ClassVar[int]
-    FIELD_FIELD_NUMBER: _ClassVar[int]
-    HINT_FIELD_NUMBER: _ClassVar[int]
-    message: str
-    file: str
-    line: int
-    column: int
-    field: str
-    hint: str
-    def __init__(self, message: _Optional[str] = ..., file: _Optional[str] = ..., line: _Optional[int] = ..., column: _Optional[int] = ..., field: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
+    def __init__(self, error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[_error_pb2.Problem, _Mapping]]] = ..., resolved: _Optional[str] = ..., facts: _Optional[str] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
     __slots__ = ("request_id", "recipe", "restart")

@@ -32,7 +32,7 @@ func TestErrorsAreTyped(t *testing.T) {
 		if !errors.As(err, &found) || found.Reason != reason || found.Message != "told" || len(found.Problems) != 2 || calls.Load() != 1 {
 			t.Fatalf("%d calls: %#v", calls.Load(), err)
 		}
-		if found.Problems[0] != (Problem{Message: "this", Field: "here", Hint: "so"}) {
+		if found.Problems[0] != (Problem{Message: "this", File: "recipe", Line: 3, Column: 9, Field: "here", Hint: "so"}) {
 			t.Error(found.Problems)
 		}
 		if !errors.Is(err, reason) || errors.Is(err, Internal) || status.Code(errors.Unwrap(err)) != code {

@@ -67,7 +67,8 @@ func (r Reason) Error() string { return string(r) }
 type Problem struct {
 	// Message says what was wrong with which value, and what is allowed.
 	Message string
-	// File, Line and Column are its place; both count from 1.
+	// File, Line and Column are its place; both count from 1. A server names its files relative to its workspace, and the
+	// recipe "recipe".
 	File         string
 	Line, Column int
 	// Field is as a user would write it: losses[0].temperature, item 7.
@@ -164,7 +165,14 @@ func newError(reason Reason, problems ...Problem) *Error {
 func errorOf(message *limbeckv1.Error) *Error {
 	found := &Error{Reason: Reason(message.GetReason()), Message: message.GetMessage()}
 	for _, p := range message.GetProblems() {
-		found.Problems = append(found.Problems, Problem{Message: p.Message, Field: p.Field, Hint: p.Hint})
+		found.Problems = append(found.Problems, Problem{
+			Message: p.Message,
+			File:    p.File,
+			Line:    int(p.Line),
+			Column:  int(p.Column),
+			Field:   p.Field,
+			Hint:    p.Hint,
+		})
 	}
 	return found
 }

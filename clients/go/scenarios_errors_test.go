@@ -19,11 +19,39 @@ import (
 func errorRecipeInvalid(t *testing.T, s *served) {
 	_, err := s.client.CreateRun(s.ctx, s.recipe("invalid"))
 	var fields []string
+	var lines []int
 	for _, problem := range refusedWith(t, err, RecipeInvalid).Problems {
-		fields = append(fields, problem.Field)
+		fields, lines = append(fields, problem.Field), append(lines, problem.Line)
+		if problem.File != "recipe" || problem.Column == 0 {
+			t.Error(problem)
+		}
 	}
 	if fmt.Sprint(fields) != "[student.layers losses[0].plugin training.learning_rate]" {
 		t.Error(err)
+	}
+	if fmt.Sprint(lines) != fmt.Sprint(s.InvalidLines) {
+		t.Error(err)
+	}
+}
+
+func errorRowsInvalid(t *testing.T, s *served) {
+	made, err := s.client.CreateRun(s.ctx, s.recipe("broken"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := s.all(t, s.client, made.RunId, Oldest)
+	if states := statesOf(events); states != "created validating failed" {
+		t.Fatal(states)
+	}
+	said, told := s.run(t, made.RunId).GetError(), events[len(events)-1].GetStateChanged().GetError()
+	if !proto.Equal(said, told) || Reason(said.GetReason()) != DataInvalid || len(said.GetProblems()) != 1 {
+		t.Fatal(said, told)
+	}
+	if problem := said.Problems[0]; problem.File != "broken.jsonl" || problem.Line != 3 {
+		t.Error(problem)
+	}
+	if text := fmt.Sprint(said, events); strings.Contains(text, filepath.Dir(s.Workspace)) {
+		t.Error(text)
 	}
 }
 

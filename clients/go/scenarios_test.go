@@ -27,6 +27,7 @@ var scenarios = map[string]func(*testing.T, *served){
 	"fetch_student": fetchStudent, "fetch_refuses_another_file": fetchRefusesAnotherFile,
 	"signal_vectors": func(t *testing.T, s *served) { checkVectors(t, s.Vectors) }, "stream_signals": streamSignals,
 	"score_with_credits": scoreWithCredits, "error_item": errorItem, "error_recipe_invalid": errorRecipeInvalid,
+	"error_rows_invalid": errorRowsInvalid,
 	"error_path_outside": errorPathOutside, "error_run_unknown": errorRunUnknown, "error_run_state": errorRunState,
 	"error_run_exists": errorRunExists, "error_knob_invalid": errorKnobInvalid, "error_cursor_invalid": errorCursorInvalid,
 	"error_artifact_unknown": errorArtifactUnknown, "error_quota_exceeded": errorQuotaExceeded,

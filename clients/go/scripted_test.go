@@ -110,7 +110,7 @@ func refused(t *testing.T, code codes.Code, reason Reason) error {
 	t.Helper()
 	said, err := status.New(code, string(reason)+": told").WithDetails(&limbeckv1.Error{
 		Reason: string(reason), Message: "told",
-		Problems: []*limbeckv1.Problem{{Message: "this", Field: "here", Hint: "so"}, {Message: "that"}},
+		Problems: []*limbeckv1.Problem{{Message: "this", Field: "here", Hint: "so", File: "recipe", Line: 3, Column: 9}, {Message: "that"}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ from limbeck.client.link import Times
 from limbeck.client.records import STATES
 from limbeck.errors import Reason
 from limbeck.plugins import load_plugins
+from limbeck.signals.messages import error_of
 from limbeck.testing.teachers import ask, scores
 from limbeck.v1 import teacher_service_pb2 as teacher_pb
 from limbeck.v1 import training_service_pb2 as pb
@@ -411,6 +412,21 @@ def test_error_recipe_invalid(served: Served, client: Client) -> None:
         client.create_run(served.recipe("invalid"))
     fields = [problem.field for problem in kept[0].problems]
     assert fields == ["student.layers", "losses[0].plugin", "training.learning_rate"]
+    assert [(one.file, one.line) for one in kept[0].problems] == [("recipe", line) for line in served.invalid_lines]
+    assert all(problem.column for problem in kept[0].problems)
+
+
+def test_error_rows_invalid(served: Served, client: Client) -> None:
+    run_id = client.create_run(served.recipe("broken")).run_id
+    events = list(client.watch(run_id))
+    assert states(events) == ["created", "validating", "failed"]
+    run = client.run(run_id)
+    said = error_of(events[-1].state_changed.error)
+    assert run.error is not None
+    assert run.error.reason is said.reason is Reason.DATA_INVALID
+    assert run.error.problems == said.problems
+    assert [(one.file, one.line) for one in said.problems] == [("broken.jsonl", 3)]
+    assert str(Path(served.workspace).parent) not in f"{said} {run!r} {events}"
 
 
 def test_error_path_outside(served: Served, client: Client) -> None:

@@ -49,7 +49,12 @@ export type Reason = keyof typeof REASONS;
 /** One fault of an input: what was wrong with which value and what is allowed, where, and what to do. */
 export interface Problem {
   readonly message: string;
-  /** As a user would write it: `item 7`, `tls.ca`. */
+  /** A server names its files relative to its workspace, and the recipe `recipe`. */
+  readonly file?: string;
+  /** From 1, as is `column`. */
+  readonly line?: number;
+  readonly column?: number;
+  /** As a user would write it: `item 7`, `losses[0].temperature`. */
   readonly field?: string;
   readonly hint?: string;
 }
@@ -80,6 +85,8 @@ export function wrongSignal(message: string, field?: string): LimbeckError {
   return new LimbeckError('SIGNAL_INVALID', [{ message, ...(field === undefined ? {} : { field }) }]);
 }
 
-function told({ message, field, hint }: Problem): string {
-  return `${field ? `${field}: ` : ''}${message}${hint ? ` (${hint})` : ''}`;
+function told({ message, file, line, column, field, hint }: Problem): string {
+  const place = [file, file || !line ? line : `line ${line}`, column].filter(Boolean).join(':');
+  const where = [place, field].filter(Boolean).map((part) => `${part}: `);
+  return `${where.join('')}${message}${hint ? ` (${hint})` : ''}`;
 }

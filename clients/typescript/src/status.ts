@@ -50,8 +50,11 @@ export function errorOfCall(error: ServiceError, address: string): LimbeckError 
 
 /** An error as it travels; a reason that is not known here becomes INTERNAL, told in its message. */
 export function errorOf(message: ErrorMessage): LimbeckError {
-  const problems = message.problems.map(({ message, field, hint }): Problem => ({
+  const problems = message.problems.map(({ message, file, line, column, field, hint }): Problem => ({
     message,
+    ...(file && { file }),
+    ...(line && { line }),
+    ...(column && { column }),
     ...(field && { field }),
     ...(hint && { hint }),
   }));

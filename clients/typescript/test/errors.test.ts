@@ -40,9 +40,10 @@ test('every reason arrives with all its problems', async () => {
       error.problems.map((problem) => problem.message),
       ['first', 'second'],
     );
-    assert.deepEqual(error.problems[0], { message: 'first', field: 'here', hint: 'there' });
+    const place = { file: 'recipe', line: 3, column: 9 };
+    assert.deepEqual(error.problems[0], { message: 'first', ...place, field: 'here', hint: 'there' });
     assert.equal(error.summary, `${reason}, says the test.`);
-    assert.match(error.message, /second \(there\)/);
+    assert.match(error.message, /^ {2}recipe:3:9: here: second \(there\)$/m);
   }
 });
 

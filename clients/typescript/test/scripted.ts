@@ -89,7 +89,14 @@ export function refusal(reason: string, code: status, messages: string[] = ['as 
   const error = create(ErrorSchema, {
     reason,
     message: `${reason}, says the test.`,
-    problems: messages.map((message) => ({ message, field: 'here', hint: 'there' })),
+    problems: messages.map((message) => ({
+      message,
+      file: 'recipe',
+      line: 3,
+      column: 9,
+      field: 'here',
+      hint: 'there',
+    })),
   });
   const details = toBinary(
     StatusSchema,

@@ -3,11 +3,12 @@ import { randomUUID } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { dirname } from 'node:path';
+import { toJsonString } from '@bufbuild/protobuf';
 import { RunState, type Client, type LimbeckError, type Reason } from '@limbeck/client';
-import { TrainingService } from '@limbeck/client/v1';
+import { EventSchema, RunSchema, TrainingService } from '@limbeck/client/v1';
 import { all, refused } from '../scripted.js';
 import { folder } from './files.js';
-import { until, type Scenarios } from './served.js';
+import { statesOf, until, type Scenarios } from './served.js';
 import { itemsOf, WANT } from './teachers.js';
 
 /** All of them end like this. */
@@ -36,6 +37,29 @@ export const errors: Scenarios = {
     const error = await refused(served.client().createRun(served.recipe('invalid')), 'RECIPE_INVALID');
     const fields = error.problems.map(({ field }) => field);
     assert.deepEqual(fields, ['student.layers', 'losses[0].plugin', 'training.learning_rate']);
+    assert.deepEqual(
+      error.problems.map(({ line }) => line),
+      served.facts.invalid_lines,
+    );
+    assert.ok(error.problems.every(({ file, column }) => file === 'recipe' && column));
+  },
+
+  async error_rows_invalid(served) {
+    const client = served.client();
+    const { runId } = await client.createRun(served.recipe('broken'));
+    const events = await all(client.watch(runId));
+    assert.deepEqual(statesOf(events), ['created', 'validating', 'failed']);
+    const { run } = await client.run(runId);
+    const last = events.at(-1)?.kind;
+    assert.ok(run?.error && last?.case === 'stateChanged' && last.value.error);
+    assert.deepEqual(run.error, last.value.error);
+    assert.equal(run.error.reason, 'DATA_INVALID');
+    assert.deepEqual(
+      run.error.problems.map(({ file, line }) => [file, line]),
+      [['broken.jsonl', 3]],
+    );
+    const said = [...events.map((event) => toJsonString(EventSchema, event)), toJsonString(RunSchema, run)];
+    assert.ok(!said.join().includes(dirname(served.facts.workspace)));
   },
 
   async error_path_outside(served) {

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file limbeck/v1/error.proto.
  */
 export const file_limbeck_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChZsaW1iZWNrL3YxL2Vycm9yLnByb3RvEgpsaW1iZWNrLnYxIk8KBUVycm9yEg4KBnJlYXNvbhgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEiUKCHByb2JsZW1zGAMgAygLMhMubGltYmVjay52MS5Qcm9ibGVtIjcKB1Byb2JsZW0SDwoHbWVzc2FnZRgBIAEoCRINCgVmaWVsZBgCIAEoCRIMCgRoaW50GAMgASgJQiVaI2xpbWJlY2suZGV2L2dvL2xpbWJlY2svdjE7bGltYmVja3YxYgZwcm90bzM");
+  fileDesc("ChZsaW1iZWNrL3YxL2Vycm9yLnByb3RvEgpsaW1iZWNrLnYxIk8KBUVycm9yEg4KBnJlYXNvbhgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEiUKCHByb2JsZW1zGAMgAygLMhMubGltYmVjay52MS5Qcm9ibGVtImMKB1Byb2JsZW0SDwoHbWVzc2FnZRgBIAEoCRINCgVmaWVsZBgCIAEoCRIMCgRoaW50GAMgASgJEgwKBGZpbGUYBCABKAkSDAoEbGluZRgFIAEoDRIOCgZjb2x1bW4YBiABKA1CJVojbGltYmVjay5kZXYvZ28vbGltYmVjay92MTtsaW1iZWNrdjFiBnByb3RvMw");
 
 /**
  * One error of the catalogue (docs/cli.md).
@@ -35,7 +35,8 @@ export type Error = Message<"limbeck.v1.Error"> & {
   message: string;
 
   /**
-   * Every fault of the input, at most 20.
+   * Every fault of the input: in the status details of a call at most 20, which is what fits there; in ValidateRecipe
+   * all.
    *
    * @generated from field: repeated limbeck.v1.Problem problems = 3;
    */
@@ -63,7 +64,7 @@ export type Problem = Message<"limbeck.v1.Problem"> & {
   message: string;
 
   /**
-   * Field of the request, e.g. "item 7"; empty where there is none.
+   * Field of the request or of the recipe, e.g. "item 7", "losses[0].temperature"; empty where there is none.
    *
    * @generated from field: string field = 2;
    */
@@ -75,6 +76,28 @@ export type Problem = Message<"limbeck.v1.Problem"> & {
    * @generated from field: string hint = 3;
    */
   hint: string;
+
+  /**
+   * File that it is in, relative to the workspace, of one elsewhere "…/" and its last name; "recipe" for the recipe; empty
+   * where there is none.
+   *
+   * @generated from field: string file = 4;
+   */
+  file: string;
+
+  /**
+   * Line in the file, from 1; 0 where there is none.
+   *
+   * @generated from field: uint32 line = 5;
+   */
+  line: number;
+
+  /**
+   * Column, from 1; 0 where there is none.
+   *
+   * @generated from field: uint32 column = 6;
+   */
+  column: number;
 };
 
 /**

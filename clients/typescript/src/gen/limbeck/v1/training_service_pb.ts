@@ -15,7 +15,7 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
-import type { Error } from "./error_pb.js";
+import type { Error, Problem } from "./error_pb.js";
 import { file_limbeck_v1_error } from "./error_pb.js";
 import type { Event, Progress, RunState } from "./event_pb.js";
 import { file_limbeck_v1_event } from "./event_pb.js";
@@ -25,7 +25,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file limbeck/v1/training_service.proto.
  */
 export const file_limbeck_v1_training_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsaW1iZWNrL3YxL3RyYWluaW5nX3NlcnZpY2UucHJvdG8SCmxpbWJlY2sudjEiJwoVVmFsaWRhdGVSZWNpcGVSZXF1ZXN0Eg4KBnJlY2lwZRgBIAEoCSKSAQoWVmFsaWRhdGVSZWNpcGVSZXNwb25zZRIqCgVlcnJvchgBIAEoCzIbLmxpbWJlY2sudjEuVmFsaWRhdGlvbkVycm9yEisKCHdhcm5pbmdzGAIgAygLMhkubGltYmVjay52MS5QbGFjZWRQcm9ibGVtEhAKCHJlc29sdmVkGAMgASgJEg0KBWZhY3RzGAQgASgJIl8KD1ZhbGlkYXRpb25FcnJvchIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCRIrCghwcm9ibGVtcxgDIAMoCzIZLmxpbWJlY2sudjEuUGxhY2VkUHJvYmxlbSJpCg1QbGFjZWRQcm9ibGVtEg8KB21lc3NhZ2UYASABKAkSDAoEZmlsZRgCIAEoCRIMCgRsaW5lGAMgASgNEg4KBmNvbHVtbhgEIAEoDRINCgVmaWVsZBgFIAEoCRIMCgRoaW50GAYgASgJImIKEENyZWF0ZVJ1blJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIOCgZyZWNpcGUYAiABKAkSKgoHcmVzdGFydBgDIAEoDjIZLmxpbWJlY2sudjEuUmVzdGFydFBvbGljeSIxChFDcmVhdGVSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy5saW1iZWNrLnYxLlJ1biIfCg1HZXRSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSJlCg5HZXRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy5saW1iZWNrLnYxLlJ1bhIOCgZyZWNpcGUYAiABKAkSJQoGc3RhdGVzGAMgAygLMhUubGltYmVjay52MS5TdGF0ZVRpbWUigAQKA1J1bhIOCgZydW5faWQYASABKAkSDgoGb3V0cHV0GAIgASgJEg0KBW93bmVyGAMgASgJEiMKBXN0YXRlGAQgASgOMhQubGltYmVjay52MS5SdW5TdGF0ZRIpCgVzaW5jZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHY3JlYXRlZBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIAoFZXJyb3IYByABKAsyES5saW1iZWNrLnYxLkVycm9yEhYKDnF1ZXVlX3Bvc2l0aW9uGAggASgNEg8KB2F0dGVtcHQYCSABKA0SFQoNbGFzdF9zZXF1ZW5jZRgKIAEoBBIXCg9vbGRlc3Rfc2VxdWVuY2UYCyABKAQSJgoIcHJvZ3Jlc3MYDCABKAsyFC5saW1iZWNrLnYxLlByb2dyZXNzEi0KB21ldHJpY3MYDSADKAsyHC5saW1iZWNrLnYxLlJ1bi5NZXRyaWNzRW50cnkSHwoFa25vYnMYDiADKAsyEC5saW1iZWNrLnYxLktub2ISKgoHcmVzdGFydBgPIAEoDjIZLmxpbWJlY2sudjEuUmVzdGFydFBvbGljeRouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASLXAQoES25vYhIMCgRuYW1lGAEgASgJEhIKBXZhbHVlGAIgASgBSACIAQESFQoIYXRfbGVhc3QYAyABKAFIAYgBARISCgVhYm92ZRgEIAEoAUgCiAEBEhQKB2F0X21vc3QYBSABKAFIA4gBARISCgViZWxvdxgIIAEoAUgEiAEBEg4KBnZhbHVlcxgGIAMoARIRCglzY2hlZHVsZWQYByABKAhCCAoGX3ZhbHVlQgsKCV9hdF9sZWFzdEIICgZfYWJvdmVCCgoIX2F0X21vc3RCCAoGX2JlbG93IloKCVN0YXRlVGltZRIjCgVzdGF0ZRgBIAEoDjIULmxpbWJlY2sudjEuUnVuU3RhdGUSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiXgoPTGlzdFJ1bnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoDRISCgpwYWdlX3Rva2VuGAIgASgJEiQKBnN0YXRlcxgDIAMoDjIULmxpbWJlY2sudjEuUnVuU3RhdGUiSgoQTGlzdFJ1bnNSZXNwb25zZRIdCgRydW5zGAEgAygLMg8ubGltYmVjay52MS5SdW4SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiIKEENhbmNlbFJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJIjEKEUNhbmNlbFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLmxpbWJlY2sudjEuUnVuIiEKD1BhdXNlUnVuUmVxdWVzdBIOCgZydW5faWQYASABKAkiMAoQUGF1c2VSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy5saW1iZWNrLnYxLlJ1biIiChBSZXN1bWVSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSIxChFSZXN1bWVSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy5saW1iZWNrLnYxLlJ1biKPAQoSVXBkYXRlS25vYnNSZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCRI6CgZ2YWx1ZXMYAiADKAsyKi5saW1iZWNrLnYxLlVwZGF0ZUtub2JzUmVxdWVzdC5WYWx1ZXNFbnRyeRotCgtWYWx1ZXNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIjMKE1VwZGF0ZUtub2JzUmVzcG9uc2USHAoDcnVuGAEgASgLMg8ubGltYmVjay52MS5SdW4iJwoVU2F2ZUNoZWNrcG9pbnRSZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSJEChZTYXZlQ2hlY2twb2ludFJlc3BvbnNlEioKCmNoZWNrcG9pbnQYASABKAsyFi5saW1iZWNrLnYxLkNoZWNrcG9pbnQiYQoKQ2hlY2twb2ludBIMCgRwYXRoGAEgASgJEgwKBHN0ZXAYAiABKAQSDQoFYnl0ZXMYAyABKAQSKAoEdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiUQoPV2F0Y2hSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCRIbCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBEgAiAEBQhEKD19hZnRlcl9zZXF1ZW5jZSJpChBXYXRjaFJ1blJlc3BvbnNlEiQKBmV2ZW50cxgBIAEoCzISLmxpbWJlY2sudjEuRXZlbnRzSAASJwoFYWxpdmUYAiABKAsyFi5saW1iZWNrLnYxLldhdGNoQWxpdmVIAEIGCgRraW5kIisKBkV2ZW50cxIhCgZldmVudHMYASADKAsyES5saW1iZWNrLnYxLkV2ZW50IiMKCldhdGNoQWxpdmUSFQoNbGFzdF9zZXF1ZW5jZRgBIAEoBCIoChZMaXN0Q2hlY2twb2ludHNSZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSJGChdMaXN0Q2hlY2twb2ludHNSZXNwb25zZRIrCgtjaGVja3BvaW50cxgBIAMoCzIWLmxpbWJlY2sudjEuQ2hlY2twb2ludCImChRMaXN0QXJ0aWZhY3RzUmVxdWVzdBIOCgZydW5faWQYASABKAkiQAoVTGlzdEFydGlmYWN0c1Jlc3BvbnNlEicKCWFydGlmYWN0cxgBIAMoCzIULmxpbWJlY2sudjEuQXJ0aWZhY3QiNgoIQXJ0aWZhY3QSDAoEcGF0aBgBIAEoCRIMCgRzaXplGAIgASgEEg4KBnNoYTI1NhgDIAEoDCJXChdEb3dubG9hZEFydGlmYWN0UmVxdWVzdBIOCgZydW5faWQYASABKAkSDAoEcGF0aBgCIAEoCRIOCgZvZmZzZXQYAyABKAQSDgoGc2hhMjU2GAQgASgMIlsKGERvd25sb2FkQXJ0aWZhY3RSZXNwb25zZRInCgdzdGFydGVkGAEgASgLMhQubGltYmVjay52MS5BcnRpZmFjdEgAEg4KBGRhdGEYAiABKAxIAEIGCgRraW5kKmMKDVJlc3RhcnRQb2xpY3kSHgoaUkVTVEFSVF9QT0xJQ1lfVU5TUEVDSUZJRUQQABIZChVSRVNUQVJUX1BPTElDWV9SRVNVTUUQARIXChNSRVNUQVJUX1BPTElDWV9GQUlMEAIynAgKD1RyYWluaW5nU2VydmljZRJXCg5WYWxpZGF0ZVJlY2lwZRIhLmxpbWJlY2sudjEuVmFsaWRhdGVSZWNpcGVSZXF1ZXN0GiIubGltYmVjay52MS5WYWxpZGF0ZVJlY2lwZVJlc3BvbnNlEkgKCUNyZWF0ZVJ1bhIcLmxpbWJlY2sudjEuQ3JlYXRlUnVuUmVxdWVzdBodLmxpbWJlY2sudjEuQ3JlYXRlUnVuUmVzcG9uc2USPwoGR2V0UnVuEhkubGltYmVjay52MS5HZXRSdW5SZXF1ZXN0GhoubGltYmVjay52MS5HZXRSdW5SZXNwb25zZRJFCghMaXN0UnVucxIbLmxpbWJlY2sudjEuTGlzdFJ1bnNSZXF1ZXN0GhwubGltYmVjay52MS5MaXN0UnVuc1Jlc3BvbnNlEkgKCUNhbmNlbFJ1bhIcLmxpbWJlY2sudjEuQ2FuY2VsUnVuUmVxdWVzdBodLmxpbWJlY2sudjEuQ2FuY2VsUnVuUmVzcG9uc2USRQoIUGF1c2VSdW4SGy5saW1iZWNrLnYxLlBhdXNlUnVuUmVxdWVzdBocLmxpbWJlY2sudjEuUGF1c2VSdW5SZXNwb25zZRJICglSZXN1bWVSdW4SHC5saW1iZWNrLnYxLlJlc3VtZVJ1blJlcXVlc3QaHS5saW1iZWNrLnYxLlJlc3VtZVJ1blJlc3BvbnNlEk4KC1VwZGF0ZUtub2JzEh4ubGltYmVjay52MS5VcGRhdGVLbm9ic1JlcXVlc3QaHy5saW1iZWNrLnYxLlVwZGF0ZUtub2JzUmVzcG9uc2USVwoOU2F2ZUNoZWNrcG9pbnQSIS5saW1iZWNrLnYxLlNhdmVDaGVja3BvaW50UmVxdWVzdBoiLmxpbWJlY2sudjEuU2F2ZUNoZWNrcG9pbnRSZXNwb25zZRJHCghXYXRjaFJ1bhIbLmxpbWJlY2sudjEuV2F0Y2hSdW5SZXF1ZXN0GhwubGltYmVjay52MS5XYXRjaFJ1blJlc3BvbnNlMAESWgoPTGlzdENoZWNrcG9pbnRzEiIubGltYmVjay52MS5MaXN0Q2hlY2twb2ludHNSZXF1ZXN0GiMubGltYmVjay52MS5MaXN0Q2hlY2twb2ludHNSZXNwb25zZRJUCg1MaXN0QXJ0aWZhY3RzEiAubGltYmVjay52MS5MaXN0QXJ0aWZhY3RzUmVxdWVzdBohLmxpbWJlY2sudjEuTGlzdEFydGlmYWN0c1Jlc3BvbnNlEl8KEERvd25sb2FkQXJ0aWZhY3QSIy5saW1iZWNrLnYxLkRvd25sb2FkQXJ0aWZhY3RSZXF1ZXN0GiQubGltYmVjay52MS5Eb3dubG9hZEFydGlmYWN0UmVzcG9uc2UwAUIlWiNsaW1iZWNrLmRldi9nby9saW1iZWNrL3YxO2xpbWJlY2t2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_limbeck_v1_error, file_limbeck_v1_event]);
+  fileDesc("CiFsaW1iZWNrL3YxL3RyYWluaW5nX3NlcnZpY2UucHJvdG8SCmxpbWJlY2sudjEiJwoVVmFsaWRhdGVSZWNpcGVSZXF1ZXN0Eg4KBnJlY2lwZRgBIAEoCSKCAQoWVmFsaWRhdGVSZWNpcGVSZXNwb25zZRIgCgVlcnJvchgBIAEoCzIRLmxpbWJlY2sudjEuRXJyb3ISJQoId2FybmluZ3MYAiADKAsyEy5saW1iZWNrLnYxLlByb2JsZW0SEAoIcmVzb2x2ZWQYAyABKAkSDQoFZmFjdHMYBCABKAkiYgoQQ3JlYXRlUnVuUmVxdWVzdBISCgpyZXF1ZXN0X2lkGAEgASgJEg4KBnJlY2lwZRgCIAEoCRIqCgdyZXN0YXJ0GAMgASgOMhkubGltYmVjay52MS5SZXN0YXJ0UG9saWN5IjEKEUNyZWF0ZVJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLmxpbWJlY2sudjEuUnVuIh8KDUdldFJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJImUKDkdldFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLmxpbWJlY2sudjEuUnVuEg4KBnJlY2lwZRgCIAEoCRIlCgZzdGF0ZXMYAyADKAsyFS5saW1iZWNrLnYxLlN0YXRlVGltZSKABAoDUnVuEg4KBnJ1bl9pZBgBIAEoCRIOCgZvdXRwdXQYAiABKAkSDQoFb3duZXIYAyABKAkSIwoFc3RhdGUYBCABKA4yFC5saW1iZWNrLnYxLlJ1blN0YXRlEikKBXNpbmNlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIrCgdjcmVhdGVkGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIgCgVlcnJvchgHIAEoCzIRLmxpbWJlY2sudjEuRXJyb3ISFgoOcXVldWVfcG9zaXRpb24YCCABKA0SDwoHYXR0ZW1wdBgJIAEoDRIVCg1sYXN0X3NlcXVlbmNlGAogASgEEhcKD29sZGVzdF9zZXF1ZW5jZRgLIAEoBBImCghwcm9ncmVzcxgMIAEoCzIULmxpbWJlY2sudjEuUHJvZ3Jlc3MSLQoHbWV0cmljcxgNIAMoCzIcLmxpbWJlY2sudjEuUnVuLk1ldHJpY3NFbnRyeRIfCgVrbm9icxgOIAMoCzIQLmxpbWJlY2sudjEuS25vYhIqCgdyZXN0YXJ0GA8gASgOMhkubGltYmVjay52MS5SZXN0YXJ0UG9saWN5Gi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBItcBCgRLbm9iEgwKBG5hbWUYASABKAkSEgoFdmFsdWUYAiABKAFIAIgBARIVCghhdF9sZWFzdBgDIAEoAUgBiAEBEhIKBWFib3ZlGAQgASgBSAKIAQESFAoHYXRfbW9zdBgFIAEoAUgDiAEBEhIKBWJlbG93GAggASgBSASIAQESDgoGdmFsdWVzGAYgAygBEhEKCXNjaGVkdWxlZBgHIAEoCEIICgZfdmFsdWVCCwoJX2F0X2xlYXN0QggKBl9hYm92ZUIKCghfYXRfbW9zdEIICgZfYmVsb3ciWgoJU3RhdGVUaW1lEiMKBXN0YXRlGAEgASgOMhQubGltYmVjay52MS5SdW5TdGF0ZRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJeCg9MaXN0UnVuc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkSJAoGc3RhdGVzGAMgAygOMhQubGltYmVjay52MS5SdW5TdGF0ZSJKChBMaXN0UnVuc1Jlc3BvbnNlEh0KBHJ1bnMYASADKAsyDy5saW1iZWNrLnYxLlJ1bhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiIgoQQ2FuY2VsUnVuUmVxdWVzdBIOCgZydW5faWQYASABKAkiMQoRQ2FuY2VsUnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8ubGltYmVjay52MS5SdW4iIQoPUGF1c2VSdW5SZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSIwChBQYXVzZVJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLmxpbWJlY2sudjEuUnVuIiIKEFJlc3VtZVJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJIjEKEVJlc3VtZVJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLmxpbWJlY2sudjEuUnVuIo8BChJVcGRhdGVLbm9ic1JlcXVlc3QSDgoGcnVuX2lkGAEgASgJEjoKBnZhbHVlcxgCIAMoCzIqLmxpbWJlY2sudjEuVXBkYXRlS25vYnNSZXF1ZXN0LlZhbHVlc0VudHJ5Gi0KC1ZhbHVlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEiMwoTVXBkYXRlS25vYnNSZXNwb25zZRIcCgNydW4YASABKAsyDy5saW1iZWNrLnYxLlJ1biInChVTYXZlQ2hlY2twb2ludFJlcXVlc3QSDgoGcnVuX2lkGAEgASgJIkQKFlNhdmVDaGVja3BvaW50UmVzcG9uc2USKgoKY2hlY2twb2ludBgBIAEoCzIWLmxpbWJlY2sudjEuQ2hlY2twb2ludCJhCgpDaGVja3BvaW50EgwKBHBhdGgYASABKAkSDAoEc3RlcBgCIAEoBBINCgVieXRlcxgDIAEoBBIoCgR0aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJRCg9XYXRjaFJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJEhsKDmFmdGVyX3NlcXVlbmNlGAIgASgESACIAQFCEQoPX2FmdGVyX3NlcXVlbmNlImkKEFdhdGNoUnVuUmVzcG9uc2USJAoGZXZlbnRzGAEgASgLMhIubGltYmVjay52MS5FdmVudHNIABInCgVhbGl2ZRgCIAEoCzIWLmxpbWJlY2sudjEuV2F0Y2hBbGl2ZUgAQgYKBGtpbmQiKwoGRXZlbnRzEiEKBmV2ZW50cxgBIAMoCzIRLmxpbWJlY2sudjEuRXZlbnQiIwoKV2F0Y2hBbGl2ZRIVCg1sYXN0X3NlcXVlbmNlGAEgASgEIigKFkxpc3RDaGVja3BvaW50c1JlcXVlc3QSDgoGcnVuX2lkGAEgASgJIkYKF0xpc3RDaGVja3BvaW50c1Jlc3BvbnNlEisKC2NoZWNrcG9pbnRzGAEgAygLMhYubGltYmVjay52MS5DaGVja3BvaW50IiYKFExpc3RBcnRpZmFjdHNSZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCSJAChVMaXN0QXJ0aWZhY3RzUmVzcG9uc2USJwoJYXJ0aWZhY3RzGAEgAygLMhQubGltYmVjay52MS5BcnRpZmFjdCI2CghBcnRpZmFjdBIMCgRwYXRoGAEgASgJEgwKBHNpemUYAiABKAQSDgoGc2hhMjU2GAMgASgMIlcKF0Rvd25sb2FkQXJ0aWZhY3RSZXF1ZXN0Eg4KBnJ1bl9pZBgBIAEoCRIMCgRwYXRoGAIgASgJEg4KBm9mZnNldBgDIAEoBBIOCgZzaGEyNTYYBCABKAwiWwoYRG93bmxvYWRBcnRpZmFjdFJlc3BvbnNlEicKB3N0YXJ0ZWQYASABKAsyFC5saW1iZWNrLnYxLkFydGlmYWN0SAASDgoEZGF0YRgCIAEoDEgAQgYKBGtpbmQqYwoNUmVzdGFydFBvbGljeRIeChpSRVNUQVJUX1BPTElDWV9VTlNQRUNJRklFRBAAEhkKFVJFU1RBUlRfUE9MSUNZX1JFU1VNRRABEhcKE1JFU1RBUlRfUE9MSUNZX0ZBSUwQAjKcCAoPVHJhaW5pbmdTZXJ2aWNlElcKDlZhbGlkYXRlUmVjaXBlEiEubGltYmVjay52MS5WYWxpZGF0ZVJlY2lwZVJlcXVlc3QaIi5saW1iZWNrLnYxLlZhbGlkYXRlUmVjaXBlUmVzcG9uc2USSAoJQ3JlYXRlUnVuEhwubGltYmVjay52MS5DcmVhdGVSdW5SZXF1ZXN0Gh0ubGltYmVjay52MS5DcmVhdGVSdW5SZXNwb25zZRI/CgZHZXRSdW4SGS5saW1iZWNrLnYxLkdldFJ1blJlcXVlc3QaGi5saW1iZWNrLnYxLkdldFJ1blJlc3BvbnNlEkUKCExpc3RSdW5zEhsubGltYmVjay52MS5MaXN0UnVuc1JlcXVlc3QaHC5saW1iZWNrLnYxLkxpc3RSdW5zUmVzcG9uc2USSAoJQ2FuY2VsUnVuEhwubGltYmVjay52MS5DYW5jZWxSdW5SZXF1ZXN0Gh0ubGltYmVjay52MS5DYW5jZWxSdW5SZXNwb25zZRJFCghQYXVzZVJ1bhIbLmxpbWJlY2sudjEuUGF1c2VSdW5SZXF1ZXN0GhwubGltYmVjay52MS5QYXVzZVJ1blJlc3BvbnNlEkgKCVJlc3VtZVJ1bhIcLmxpbWJlY2sudjEuUmVzdW1lUnVuUmVxdWVzdBodLmxpbWJlY2sudjEuUmVzdW1lUnVuUmVzcG9uc2USTgoLVXBkYXRlS25vYnMSHi5saW1iZWNrLnYxLlVwZGF0ZUtub2JzUmVxdWVzdBofLmxpbWJlY2sudjEuVXBkYXRlS25vYnNSZXNwb25zZRJXCg5TYXZlQ2hlY2twb2ludBIhLmxpbWJlY2sudjEuU2F2ZUNoZWNrcG9pbnRSZXF1ZXN0GiIubGltYmVjay52MS5TYXZlQ2hlY2twb2ludFJlc3BvbnNlEkcKCFdhdGNoUnVuEhsubGltYmVjay52MS5XYXRjaFJ1blJlcXVlc3QaHC5saW1iZWNrLnYxLldhdGNoUnVuUmVzcG9uc2UwARJaCg9MaXN0Q2hlY2twb2ludHMSIi5saW1iZWNrLnYxLkxpc3RDaGVja3BvaW50c1JlcXVlc3QaIy5saW1iZWNrLnYxLkxpc3RDaGVja3BvaW50c1Jlc3BvbnNlElQKDUxpc3RBcnRpZmFjdHMSIC5saW1iZWNrLnYxLkxpc3RBcnRpZmFjdHNSZXF1ZXN0GiEubGltYmVjay52MS5MaXN0QXJ0aWZhY3RzUmVzcG9uc2USXwoQRG93bmxvYWRBcnRpZmFjdBIjLmxpbWJlY2sudjEuRG93bmxvYWRBcnRpZmFjdFJlcXVlc3QaJC5saW1iZWNrLnYxLkRvd25sb2FkQXJ0aWZhY3RSZXNwb25zZTABQiVaI2xpbWJlY2suZGV2L2dvL2xpbWJlY2svdjE7bGltYmVja3YxYgZwcm90bzM", [file_google_protobuf_timestamp, file_limbeck_v1_error, file_limbeck_v1_event]);
 
 /**
  * A recipe to look at.
@@ -55,18 +55,18 @@ export const ValidateRecipeRequestSchema: GenMessage<ValidateRecipeRequest> = /*
  */
 export type ValidateRecipeResponse = Message<"limbeck.v1.ValidateRecipeResponse"> & {
   /**
-   * Why it cannot be run, with every problem; unset for a recipe that can.
+   * Why it cannot be run, with every problem, however many; unset for a recipe that can.
    *
-   * @generated from field: limbeck.v1.ValidationError error = 1;
+   * @generated from field: limbeck.v1.Error error = 1;
    */
-  error?: ValidationError | undefined;
+  error?: Error | undefined;
 
   /**
    * What a person should know of one that can be run.
    *
-   * @generated from field: repeated limbeck.v1.PlacedProblem warnings = 2;
+   * @generated from field: repeated limbeck.v1.Problem warnings = 2;
    */
-  warnings: PlacedProblem[];
+  warnings: Problem[];
 
   /**
    * JSON: the recipe with every default; empty where it has problems. Paths are relative to the workspace.
@@ -89,97 +89,6 @@ export type ValidateRecipeResponse = Message<"limbeck.v1.ValidateRecipeResponse"
  */
 export const ValidateRecipeResponseSchema: GenMessage<ValidateRecipeResponse> = /*@__PURE__*/
   messageDesc(file_limbeck_v1_training_service, 1);
-
-/**
- * A recipe's problems: all of them, which the status details of a call have no room for.
- *
- * @generated from message limbeck.v1.ValidationError
- */
-export type ValidationError = Message<"limbeck.v1.ValidationError"> & {
-  /**
-   * Reason of the error catalogue, e.g. "RECIPE_INVALID", "DATA_INVALID".
-   *
-   * @generated from field: string reason = 1;
-   */
-  reason: string;
-
-  /**
-   * What a person reads.
-   *
-   * @generated from field: string message = 2;
-   */
-  message: string;
-
-  /**
-   * Every problem.
-   *
-   * @generated from field: repeated limbeck.v1.PlacedProblem problems = 3;
-   */
-  problems: PlacedProblem[];
-};
-
-/**
- * Describes the message limbeck.v1.ValidationError.
- * Use `create(ValidationErrorSchema)` to create a new message.
- */
-export const ValidationErrorSchema: GenMessage<ValidationError> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 2);
-
-/**
- * A problem with its place.
- *
- * @generated from message limbeck.v1.PlacedProblem
- */
-export type PlacedProblem = Message<"limbeck.v1.PlacedProblem"> & {
-  /**
-   * What was wrong with which value, and what is allowed.
-   *
-   * @generated from field: string message = 1;
-   */
-  message: string;
-
-  /**
-   * File that it is in, relative to the workspace; "recipe" for the recipe; empty where there is none.
-   *
-   * @generated from field: string file = 2;
-   */
-  file: string;
-
-  /**
-   * Line in the file, from 1; 0 where there is none.
-   *
-   * @generated from field: uint32 line = 3;
-   */
-  line: number;
-
-  /**
-   * Column, from 1; 0 where there is none.
-   *
-   * @generated from field: uint32 column = 4;
-   */
-  column: number;
-
-  /**
-   * Field, as in "losses[0].temperature"; empty where there is none.
-   *
-   * @generated from field: string field = 5;
-   */
-  field: string;
-
-  /**
-   * What to do; empty where there is nothing to say.
-   *
-   * @generated from field: string hint = 6;
-   */
-  hint: string;
-};
-
-/**
- * Describes the message limbeck.v1.PlacedProblem.
- * Use `create(PlacedProblemSchema)` to create a new message.
- */
-export const PlacedProblemSchema: GenMessage<PlacedProblem> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 3);
 
 /**
  * A run to be.
@@ -215,7 +124,7 @@ export type CreateRunRequest = Message<"limbeck.v1.CreateRunRequest"> & {
  * Use `create(CreateRunRequestSchema)` to create a new message.
  */
 export const CreateRunRequestSchema: GenMessage<CreateRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 4);
+  messageDesc(file_limbeck_v1_training_service, 2);
 
 /**
  * The run.
@@ -236,7 +145,7 @@ export type CreateRunResponse = Message<"limbeck.v1.CreateRunResponse"> & {
  * Use `create(CreateRunResponseSchema)` to create a new message.
  */
 export const CreateRunResponseSchema: GenMessage<CreateRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 5);
+  messageDesc(file_limbeck_v1_training_service, 3);
 
 /**
  * Which run.
@@ -257,7 +166,7 @@ export type GetRunRequest = Message<"limbeck.v1.GetRunRequest"> & {
  * Use `create(GetRunRequestSchema)` to create a new message.
  */
 export const GetRunRequestSchema: GenMessage<GetRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 6);
+  messageDesc(file_limbeck_v1_training_service, 4);
 
 /**
  * The run.
@@ -292,7 +201,7 @@ export type GetRunResponse = Message<"limbeck.v1.GetRunResponse"> & {
  * Use `create(GetRunResponseSchema)` to create a new message.
  */
 export const GetRunResponseSchema: GenMessage<GetRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 7);
+  messageDesc(file_limbeck_v1_training_service, 5);
 
 /**
  * A run.
@@ -411,7 +320,7 @@ export type Run = Message<"limbeck.v1.Run"> & {
  * Use `create(RunSchema)` to create a new message.
  */
 export const RunSchema: GenMessage<Run> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 8);
+  messageDesc(file_limbeck_v1_training_service, 6);
 
 /**
  * A number of a loss that can be changed while a run trains.
@@ -481,7 +390,7 @@ export type Knob = Message<"limbeck.v1.Knob"> & {
  * Use `create(KnobSchema)` to create a new message.
  */
 export const KnobSchema: GenMessage<Knob> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 9);
+  messageDesc(file_limbeck_v1_training_service, 7);
 
 /**
  * A state and when it began.
@@ -509,7 +418,7 @@ export type StateTime = Message<"limbeck.v1.StateTime"> & {
  * Use `create(StateTimeSchema)` to create a new message.
  */
 export const StateTimeSchema: GenMessage<StateTime> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 10);
+  messageDesc(file_limbeck_v1_training_service, 8);
 
 /**
  * Which runs.
@@ -544,7 +453,7 @@ export type ListRunsRequest = Message<"limbeck.v1.ListRunsRequest"> & {
  * Use `create(ListRunsRequestSchema)` to create a new message.
  */
 export const ListRunsRequestSchema: GenMessage<ListRunsRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 11);
+  messageDesc(file_limbeck_v1_training_service, 9);
 
 /**
  * A page of runs.
@@ -572,7 +481,7 @@ export type ListRunsResponse = Message<"limbeck.v1.ListRunsResponse"> & {
  * Use `create(ListRunsResponseSchema)` to create a new message.
  */
 export const ListRunsResponseSchema: GenMessage<ListRunsResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 12);
+  messageDesc(file_limbeck_v1_training_service, 10);
 
 /**
  * Which run.
@@ -593,7 +502,7 @@ export type CancelRunRequest = Message<"limbeck.v1.CancelRunRequest"> & {
  * Use `create(CancelRunRequestSchema)` to create a new message.
  */
 export const CancelRunRequestSchema: GenMessage<CancelRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 13);
+  messageDesc(file_limbeck_v1_training_service, 11);
 
 /**
  * The run.
@@ -614,7 +523,7 @@ export type CancelRunResponse = Message<"limbeck.v1.CancelRunResponse"> & {
  * Use `create(CancelRunResponseSchema)` to create a new message.
  */
 export const CancelRunResponseSchema: GenMessage<CancelRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 14);
+  messageDesc(file_limbeck_v1_training_service, 12);
 
 /**
  * Which run.
@@ -635,7 +544,7 @@ export type PauseRunRequest = Message<"limbeck.v1.PauseRunRequest"> & {
  * Use `create(PauseRunRequestSchema)` to create a new message.
  */
 export const PauseRunRequestSchema: GenMessage<PauseRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 15);
+  messageDesc(file_limbeck_v1_training_service, 13);
 
 /**
  * The run.
@@ -656,7 +565,7 @@ export type PauseRunResponse = Message<"limbeck.v1.PauseRunResponse"> & {
  * Use `create(PauseRunResponseSchema)` to create a new message.
  */
 export const PauseRunResponseSchema: GenMessage<PauseRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 16);
+  messageDesc(file_limbeck_v1_training_service, 14);
 
 /**
  * Which run.
@@ -677,7 +586,7 @@ export type ResumeRunRequest = Message<"limbeck.v1.ResumeRunRequest"> & {
  * Use `create(ResumeRunRequestSchema)` to create a new message.
  */
 export const ResumeRunRequestSchema: GenMessage<ResumeRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 17);
+  messageDesc(file_limbeck_v1_training_service, 15);
 
 /**
  * The run.
@@ -698,7 +607,7 @@ export type ResumeRunResponse = Message<"limbeck.v1.ResumeRunResponse"> & {
  * Use `create(ResumeRunResponseSchema)` to create a new message.
  */
 export const ResumeRunResponseSchema: GenMessage<ResumeRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 18);
+  messageDesc(file_limbeck_v1_training_service, 16);
 
 /**
  * Values for knobs.
@@ -726,7 +635,7 @@ export type UpdateKnobsRequest = Message<"limbeck.v1.UpdateKnobsRequest"> & {
  * Use `create(UpdateKnobsRequestSchema)` to create a new message.
  */
 export const UpdateKnobsRequestSchema: GenMessage<UpdateKnobsRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 19);
+  messageDesc(file_limbeck_v1_training_service, 17);
 
 /**
  * They are kept.
@@ -747,7 +656,7 @@ export type UpdateKnobsResponse = Message<"limbeck.v1.UpdateKnobsResponse"> & {
  * Use `create(UpdateKnobsResponseSchema)` to create a new message.
  */
 export const UpdateKnobsResponseSchema: GenMessage<UpdateKnobsResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 20);
+  messageDesc(file_limbeck_v1_training_service, 18);
 
 /**
  * Which run.
@@ -768,7 +677,7 @@ export type SaveCheckpointRequest = Message<"limbeck.v1.SaveCheckpointRequest"> 
  * Use `create(SaveCheckpointRequestSchema)` to create a new message.
  */
 export const SaveCheckpointRequestSchema: GenMessage<SaveCheckpointRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 21);
+  messageDesc(file_limbeck_v1_training_service, 19);
 
 /**
  * It is complete.
@@ -789,7 +698,7 @@ export type SaveCheckpointResponse = Message<"limbeck.v1.SaveCheckpointResponse"
  * Use `create(SaveCheckpointResponseSchema)` to create a new message.
  */
 export const SaveCheckpointResponseSchema: GenMessage<SaveCheckpointResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 22);
+  messageDesc(file_limbeck_v1_training_service, 20);
 
 /**
  * A complete checkpoint.
@@ -831,7 +740,7 @@ export type Checkpoint = Message<"limbeck.v1.Checkpoint"> & {
  * Use `create(CheckpointSchema)` to create a new message.
  */
 export const CheckpointSchema: GenMessage<Checkpoint> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 23);
+  messageDesc(file_limbeck_v1_training_service, 21);
 
 /**
  * From where.
@@ -860,7 +769,7 @@ export type WatchRunRequest = Message<"limbeck.v1.WatchRunRequest"> & {
  * Use `create(WatchRunRequestSchema)` to create a new message.
  */
 export const WatchRunRequestSchema: GenMessage<WatchRunRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 24);
+  messageDesc(file_limbeck_v1_training_service, 22);
 
 /**
  * Events, or a sign of life.
@@ -897,7 +806,7 @@ export type WatchRunResponse = Message<"limbeck.v1.WatchRunResponse"> & {
  * Use `create(WatchRunResponseSchema)` to create a new message.
  */
 export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 25);
+  messageDesc(file_limbeck_v1_training_service, 23);
 
 /**
  * Events in order.
@@ -918,7 +827,7 @@ export type Events = Message<"limbeck.v1.Events"> & {
  * Use `create(EventsSchema)` to create a new message.
  */
 export const EventsSchema: GenMessage<Events> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 26);
+  messageDesc(file_limbeck_v1_training_service, 24);
 
 /**
  * A sign of life.
@@ -939,7 +848,7 @@ export type WatchAlive = Message<"limbeck.v1.WatchAlive"> & {
  * Use `create(WatchAliveSchema)` to create a new message.
  */
 export const WatchAliveSchema: GenMessage<WatchAlive> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 27);
+  messageDesc(file_limbeck_v1_training_service, 25);
 
 /**
  * Which run.
@@ -960,7 +869,7 @@ export type ListCheckpointsRequest = Message<"limbeck.v1.ListCheckpointsRequest"
  * Use `create(ListCheckpointsRequestSchema)` to create a new message.
  */
 export const ListCheckpointsRequestSchema: GenMessage<ListCheckpointsRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 28);
+  messageDesc(file_limbeck_v1_training_service, 26);
 
 /**
  * They are complete.
@@ -981,7 +890,7 @@ export type ListCheckpointsResponse = Message<"limbeck.v1.ListCheckpointsRespons
  * Use `create(ListCheckpointsResponseSchema)` to create a new message.
  */
 export const ListCheckpointsResponseSchema: GenMessage<ListCheckpointsResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 29);
+  messageDesc(file_limbeck_v1_training_service, 27);
 
 /**
  * Which run.
@@ -1002,7 +911,7 @@ export type ListArtifactsRequest = Message<"limbeck.v1.ListArtifactsRequest"> & 
  * Use `create(ListArtifactsRequestSchema)` to create a new message.
  */
 export const ListArtifactsRequestSchema: GenMessage<ListArtifactsRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 30);
+  messageDesc(file_limbeck_v1_training_service, 28);
 
 /**
  * Files that can be fetched.
@@ -1023,7 +932,7 @@ export type ListArtifactsResponse = Message<"limbeck.v1.ListArtifactsResponse"> 
  * Use `create(ListArtifactsResponseSchema)` to create a new message.
  */
 export const ListArtifactsResponseSchema: GenMessage<ListArtifactsResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 31);
+  messageDesc(file_limbeck_v1_training_service, 29);
 
 /**
  * A file of a run.
@@ -1058,7 +967,7 @@ export type Artifact = Message<"limbeck.v1.Artifact"> & {
  * Use `create(ArtifactSchema)` to create a new message.
  */
 export const ArtifactSchema: GenMessage<Artifact> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 32);
+  messageDesc(file_limbeck_v1_training_service, 30);
 
 /**
  * Which file, from where.
@@ -1100,7 +1009,7 @@ export type DownloadArtifactRequest = Message<"limbeck.v1.DownloadArtifactReques
  * Use `create(DownloadArtifactRequestSchema)` to create a new message.
  */
 export const DownloadArtifactRequestSchema: GenMessage<DownloadArtifactRequest> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 33);
+  messageDesc(file_limbeck_v1_training_service, 31);
 
 /**
  * What is sent of a file.
@@ -1137,7 +1046,7 @@ export type DownloadArtifactResponse = Message<"limbeck.v1.DownloadArtifactRespo
  * Use `create(DownloadArtifactResponseSchema)` to create a new message.
  */
 export const DownloadArtifactResponseSchema: GenMessage<DownloadArtifactResponse> = /*@__PURE__*/
-  messageDesc(file_limbeck_v1_training_service, 34);
+  messageDesc(file_limbeck_v1_training_service, 32);
 
 /**
  * What becomes of a run whose server ended while it worked.

@@ -1,5 +1,8 @@
 """kill -9 of server, runs and clients at random points: no event is lost, doubled or out of order, each run ends well.
 
+And none is sent before it is in the run's events.jsonl: a watcher looks there when one comes, and after each kill what
+watchers have is compared with what is there.
+
     python benchmarks/service_faults.py                       10 minutes, 8 watchers
     python benchmarks/service_faults.py --minutes 1 --seed 3
 
@@ -142,14 +145,11 @@ class Server:
 
 
 def seen_by(file: Path) -> list[tuple[int, str]]:
-    """What a watcher saw of a run: (sequence, event in hex) of each, in the order seen. A torn line is cut off."""
+    """What a watcher saw of a run: (sequence, event in hex) of each, in the order seen, but for a torn line."""
     if not file.exists():
         return []
-    data = file.read_bytes()
-    if not data.endswith(b"\n"):
-        data = data[: data.rfind(b"\n") + 1]
-        file.write_bytes(data)
-    return [(int(number), event) for number, event in (line.split() for line in data.decode().splitlines())]
+    lines = file.read_text().split("\n")[:-1]
+    return [(int(number), event) for number, event in map(str.split, lines)]
 
 
 def packed(event: Event) -> str:
@@ -157,7 +157,7 @@ def packed(event: Event) -> str:
     return event.SerializeToString(deterministic=True).hex()
 
 
-def watch(address: str, folder: Path) -> None:
+def watch(address: str, folder: Path, workspace: Path) -> None:
     """A watcher: follows every run and writes down what it sees, until its stdin closes or it is killed."""
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     client = connect(address, timeout=30.0, retry_for=600.0)
@@ -167,18 +167,25 @@ def watch(address: str, folder: Path) -> None:
             for run in client.runs():
                 if run.run_id not in followed:
                     followed.add(run.run_id)
-                    threading.Thread(target=_follow, args=(client, run.run_id, folder), daemon=True).start()
+                    history = workspace / run.output / "events.jsonl"
+                    threading.Thread(target=_follow, args=(client, run.run_id, folder, history), daemon=True).start()
         time.sleep(0.5)
 
 
-def _follow(client: Client, run_id: str, folder: Path) -> None:
+def _follow(client: Client, run_id: str, folder: Path, history: Path) -> None:
     before = seen_by(folder / run_id)
+    if before:
+        (folder / run_id).write_text("".join(f"{number} {event}\n" for number, event in before))  # no torn line
     last = before[-1][0] if before else 0
+    is_written = _looker(history, last)
     with (folder / run_id).open("a") as file:
         while True:
             state = ""
             try:
                 for event in client.watch(run_id, after=last):
+                    if not is_written(event):
+                        (folder / "errors").open("a").write(f"{run_id}: {event.sequence} came before it was written\n")
+                        return
                     file.write(f"{event.sequence} {packed(event)}\n")
                     file.flush()
                     last = int(event.sequence)
@@ -192,17 +199,34 @@ def _follow(client: Client, run_id: str, folder: Path) -> None:
             time.sleep(0.5)  # a run that failed may go on
 
 
+def _looker(history: Path, after: int) -> Callable[[Event], bool]:
+    """Says of each event that follows `after`, in turn, whether the history has it."""
+    lines: Iterator[bytes] | None = None
+
+    def is_written(event: Event) -> bool:
+        nonlocal lines
+        if lines is None:  # only now: a run is listed before its folder is whole
+            stream = history.open("rb")
+            lines = iter(stream.readline, None)
+            for _ in range(after):
+                next(lines)
+        line = next(lines)
+        return line.endswith(b"\n") and b'"sequence": "%d"' % event.sequence in line
+
+    return is_written
+
+
 class Watcher:
     """A watcher in a process of its own; started again it goes on where it was."""
 
-    def __init__(self, address: str, folder: Path) -> None:
+    def __init__(self, address: str, folder: Path, workspace: Path) -> None:
         folder.mkdir()
-        self.address, self.folder = address, folder
+        self.address, self.folder, self._workspace = address, folder, workspace
         self.start()
 
     def start(self) -> None:
         """Start it."""
-        command = [sys.executable, __file__, "--watch", self.address, str(self.folder)]
+        command = [sys.executable, __file__, "--watch", self.address, str(self.folder), str(self._workspace)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
 
     def kill(self) -> None:
@@ -219,8 +243,9 @@ class Watcher:
 class Trouble:
     """Kills and calls at random points, each kind in a thread of its own, until the time is over."""
 
-    def __init__(self, server: Server, watchers: list[Watcher], seed: int, end: float) -> None:
-        self.server, self.watchers, self._seed, self._end = server, watchers, seed, end
+    def __init__(self, workspace: Path, server: Server, watchers: list[Watcher], seed: int, end: float) -> None:
+        self.workspace, self.server, self.watchers, self._seed, self._end = workspace, server, watchers, seed, end
+        self._compared: Counter[Path] = Counter()  # events of what a watcher saw of a run
         self.counts: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -250,20 +275,44 @@ class Trouble:
                 return
             what = chance.choices(["server", "run", "client"], [2, 3, 4])[0]
             if what == "server":
+                runs = self._runs() if chance.random() < 0.5 else []
                 self.server.kill()
+                for pid in runs:
+                    _kill(pid)
                 time.sleep(chance.uniform(0.0, 1.0))
+                self._compare()  # nobody writes histories now, and watchers have taken what was sent
                 self.server.start()
             elif what == "client":
                 watcher = chance.choice(self.watchers)
                 watcher.kill()
                 watcher.start()
             else:
-                runs = sorted(pid for pid, line in self.server.started().items() if "limbeck.hosting.child" in line)
+                runs = self._runs()
                 if not runs:
                     continue
-                with suppress(ProcessLookupError):
-                    os.kill(chance.choice(runs), signal.SIGKILL)
+                _kill(chance.choice(runs))
+                self._compare()
             self.counts[f"kill -9: {what}"] += 1
+
+    def _runs(self) -> list[int]:
+        """Their processes."""
+        return sorted(pid for pid, line in self.server.started().items() if "limbeck.hosting.child" in line)
+
+    def _compare(self) -> None:
+        """Note what watchers have and histories have not, or not so."""
+        public = Workspace(self.workspace).public
+        for identity in self.workspace.glob("runs/*/run.json"):
+            run_id, new = json.loads(identity.read_text())["run_id"], []
+            for file in (watcher.folder / run_id for watcher in self.watchers):
+                seen = seen_by(file)
+                new += seen[self._compared[file] :]
+                self._compared[file] = len(seen)
+            if new:  # read before the history: only what was there when it came may be there
+                lines = _lines(identity.with_name("events.jsonl"))
+                self.faults += [
+                    f"after a kill: {identity.parent.name}: {fault}" for fault in unwritten(new, lines, public)
+                ]
+                self.counts["events compared after a kill"] += len(new)
 
     def _steer(self) -> None:
         chance = random.Random(self._seed + 1)
@@ -302,6 +351,11 @@ class Trouble:
         self.counts[name] += 1
 
 
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def settle(client: Client, patience: float) -> list[Run]:
     """Let everything end: what rests goes on. Returns the runs, whatever they are in when the patience is over."""
     end = time.monotonic() + patience
@@ -322,11 +376,27 @@ def settle(client: Client, patience: float) -> list[Run]:
 def history(workspace: Path, run: Run) -> list[Event]:
     """The events of a run's folder, as watchers are told them."""
     public = Workspace(workspace).public
-    lines = (workspace / run.output / "events.jsonl").read_text("utf-8").split("\n")[:-1]
-    events = [json_format.Parse(line, Event()) for line in lines]
-    for event in events:
-        make_public(event, public)
-    return events
+    return [_told(line, public) for line in _lines(workspace / run.output / "events.jsonl")]
+
+
+def _lines(file: Path) -> list[str]:
+    """Whole lines."""
+    return file.read_text("utf-8").split("\n")[:-1]
+
+
+def _told(line: str, public: Callable[[str], str]) -> Event:
+    event = json_format.Parse(line, Event())
+    make_public(event, public)
+    return event
+
+
+def unwritten(seen: Iterable[tuple[int, str]], lines: list[str], public: Callable[[str], str]) -> Iterator[str]:
+    """What was sent though it is not in the history, byte for byte."""
+    for number, event in sorted(set(seen)):
+        if number > len(lines):
+            yield f"event {number} was sent, and the history ends with {len(lines)}"
+        elif packed(_told(lines[number - 1], public)) != event:
+            yield f"event {number} was sent, and the history has another one"
 
 
 def faults_of_history(events: list[Event]) -> Iterator[str]:
@@ -405,8 +475,8 @@ def examine(minutes: float, seed: int, count: int, folder: Path, console: Consol
     """Make trouble for so long, let it settle, tell. Returns the exit code."""
     workspace = make_workspace(folder / "workspace")
     server = Server(workspace, folder / "serve.log", max_runs=2)
-    watchers = [Watcher(server.address, folder / f"watcher-{i}") for i in range(count)]
-    trouble = Trouble(server, watchers, seed, time.monotonic() + 60 * minutes)
+    watchers = [Watcher(server.address, folder / f"watcher-{i}", workspace) for i in range(count)]
+    trouble = Trouble(workspace, server, watchers, seed, time.monotonic() + 60 * minutes)
     try:
         trouble.make()
         with connect(server.address, timeout=60.0) as client:
@@ -459,10 +529,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--watchers", type=int, default=8)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave everything")
-    parser.add_argument("--watch", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--watch", nargs=3, metavar=("ADDRESS", "FOLDER", "WORKSPACE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watch:
-        watch(options.watch[0], Path(options.watch[1]))
+        address, *folders = options.watch
+        watch(address, *map(Path, folders))
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         work = options.keep or Path(folder)

@@ -93,6 +93,34 @@ def test_the_template_has_a_digest_of_its_own(tok: Load) -> None:
     assert tok("tok_a", "plain").digest == tok("tok_a", "no_bos").digest
 
 
+def test_a_folder_is_read_once_by_whatever_rules_and_again_where_its_files_change(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    reads = []
+    real = transformers.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoTokenizer,
+        "from_pretrained",
+        lambda *given, **more: reads.append(given) or real(*given, **more),
+    )
+    folder = shutil.copytree(data / "tok_a", tmp_path / "own")
+    first = Tokenizer.load(folder)
+    other = Tokenizer.load(folder, bos="never", chat_template=folder / "templates" / "no_bos.jinja")
+    other.hf.chat_template = "another"
+    again = Tokenizer.load(folder)
+    assert len(reads) == 1
+    assert again.source is first.source
+    assert (again.bos_id, again.template_digest) == (first.bos_id, first.template_digest)
+    assert again.hf.chat_template == first.hf.chat_template != "another"
+    assert other.bos_id is None
+    assert other.template_digest != first.template_digest
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert Tokenizer.load(folder).template_digest != first.template_digest
+    assert len(reads) == 2
+
+
 def test_an_unusable_folder_is_refused_with_its_name(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         with pytest.raises(LimbeckError) as caught:

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from limbeck.data.chat import Template
 from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.files import digest
+
+Files = tuple[tuple[str, int, int], ...]  # name, bytes and time of change of each
 
 
-def load_hf(folder: Path) -> Any:
-    """The transformers tokenizer of a folder. Raises MODEL_INVALID, EXTRA_MISSING."""
+class Source:
+    """The tokenizer of a folder, shared by all in this process who read it, by whatever rules: not to be changed."""
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+
+    def hf(self) -> Any:
+        """The transformers tokenizer, with a chat template of its own."""
+        return copy.copy(self._hf)
+
+    @cached_property
+    def json(self) -> str:
+        """All of it."""
+        return str(self._hf.backend_tokenizer.to_str())
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what turns text into ids: all of the tokenizer but post-processor, padding and truncation."""
+        content = json.loads(self.json)
+        for key in ("post_processor", "padding", "truncation", "version"):
+            content.pop(key, None)
+        return digest(content)
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether its tokens are spelled in signs that stand for bytes."""
+        decoder = self._hf.backend_tokenizer.decoder
+        return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # its JSON
+
+
+def read_source(folder: Path) -> Source:
+    """The tokenizer of a folder, read again only where its files have changed. Raises MODEL_INVALID, EXTRA_MISSING."""
+    files: Files = ()
+    with suppress(OSError), os.scandir(folder) as entries:  # what cannot be read is told by who reads it
+        files = tuple(sorted(_file(entry) for entry in entries if entry.is_file()))
+    return _source(folder.absolute(), files)
+
+
+def _file(entry: os.DirEntry[str]) -> tuple[str, int, int]:
+    stat = entry.stat()
+    return entry.name, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(1)  # one: each takes hundreds of megabytes, and mostly teacher and student share it
+def _source(folder: Path, files: Files) -> Source:
+    return Source(_load_hf(folder))
+
+
+def _load_hf(folder: Path) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +14,9 @@ import numpy.typing as npt
 
 from limbeck.data import offsets as byte_offsets
 from limbeck.data.chat import Rendered, Template, TemplateError
-from limbeck.data.folder import bos_rule, eos_ids, load_hf, template_text
+from limbeck.data.folder import Source, bos_rule, eos_ids, read_source, template_text
 from limbeck.data.rows import Message
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.files import digest
 
 Ids = npt.NDArray[np.int32]
 
@@ -47,6 +45,7 @@ class Tokenizer:
     vocab_size: int
     template: Template | None
     controls: dict[str, int] = field(repr=False)  # text of each special token
+    source: Source = field(repr=False)
     strips_bos: bool = True  # a <bos> that the template writes first is taken off (and the one of the rule put there)
 
     @classmethod
@@ -58,7 +57,8 @@ class Tokenizer:
         or the chat template opens every turn with it. A file `chat_template` replaces the folder's template.
         """
         folder = Path(folder)
-        hf = load_hf(folder)
+        read = read_source(folder)
+        hf = read.hf()
         text = template_text(hf, folder, chat_template)
         if text is not None:
             hf.chat_template = text
@@ -68,20 +68,17 @@ class Tokenizer:
         ends = eos_ids(hf, folder, template)
         bos_id, strips = bos_rule(hf, folder, bos, template)
         size = max(hf.get_vocab().values(), default=-1) + 1
-        return cls(hf, folder, bos_id, ends, size, template, controls, strips)
+        return cls(hf, folder, bos_id, ends, size, template, controls, read, strips)
 
     @property
     def has_template(self) -> bool:
         """Whether chat messages can be rendered."""
         return self.template is not None
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """sha256 of what turns text into ids: all of the tokenizer but post-processor, padding and truncation."""
-        content = json.loads(self._json)
-        for key in ("post_processor", "padding", "truncation", "version"):
-            content.pop(key, None)
-        return digest(content)
+        return self.source.digest
 
     @cached_property
     def template_digest(self) -> str | None:
@@ -122,7 +119,7 @@ class Tokenizer:
 
     def token_bytes(self, number: int) -> bytes:
         """The bytes of a text that one token stands for; those of its name for a special token."""
-        return byte_offsets.spelled_bytes(self.token_text(number), byte_level=self._byte_level)
+        return byte_offsets.spelled_bytes(self.token_text(number), byte_level=self.source.byte_level)
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, int]:
@@ -134,7 +131,7 @@ class Tokenizer:
         lone: dict[bytes, list[int]] = {}
         for text, number in self.hf.get_vocab().items():
             if number not in self._control_ids:
-                found = lone if byte_offsets.is_lone_byte(text) and not self._byte_level else words
+                found = lone if byte_offsets.is_lone_byte(text) and not self.source.byte_level else words
                 found.setdefault(self.token_bytes(number), []).append(int(number))
         return {raw: numbers[0] for raw, numbers in {**lone, **words}.items() if len(numbers) == 1}
 
@@ -221,30 +218,22 @@ class Tokenizer:
             cut = next((i for i, (low, high) in enumerate(encoding.offsets) if high > 1), len(encoding.ids))
             if cut < len(encoding.ids) and encoding.offsets[cut][0] == 1:
                 chars = [(low - 1, high - 1) for low, high in encoding.offsets[cut:]]
-                ranges = byte_offsets.byte_ranges(text, encoding.tokens[cut:], chars, byte_level=self._byte_level)
+                ranges = byte_offsets.byte_ranges(text, encoding.tokens[cut:], chars, byte_level=self.source.byte_level)
                 return list(encoding.ids[cut:]), ranges
         encoding = self._plain.encode(text, add_special_tokens=False)
-        ranges = byte_offsets.byte_ranges(text, encoding.tokens, encoding.offsets, byte_level=self._byte_level)
+        ranges = byte_offsets.byte_ranges(text, encoding.tokens, encoding.offsets, byte_level=self.source.byte_level)
         return list(encoding.ids), ranges
-
-    @cached_property
-    def _json(self) -> str:
-        return str(self.hf.backend_tokenizer.to_str())
 
     @cached_property
     def _plain(self) -> Any:
         """A copy of the fast tokenizer that reads special tokens as text; `hf` sets modes on its own at each call."""
         import tokenizers
 
-        plain = tokenizers.Tokenizer.from_str(self._json)
+        plain = tokenizers.Tokenizer.from_str(self.source.json)
         plain.no_padding()
         plain.no_truncation()
         plain.encode_special_tokens = True
         return plain
-
-    @cached_property
-    def _byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self._json).get("decoder"))
 
     @cached_property
     def _puts_space(self) -> bool:

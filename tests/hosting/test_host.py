@@ -15,7 +15,7 @@ import pytest
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.files import AppendLog
-from limbeck.hosting import history, ledger, process
+from limbeck.hosting import channel, history, ledger, looks, process
 from limbeck.hosting.record import Record
 from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder
@@ -478,6 +478,84 @@ def test_what_a_look_finds_fails_the_run(place: Place, check: str, reason: str) 
             await reach(host, run_id, "succeeded")
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each process was started for."""
+    found: list[str] = []
+    start = process.RunProcess.start
+
+    async def noted(words: channel.Start, *given: Any) -> process.RunProcess:
+        found.append(words.do)
+        return await start(words, *given)
+
+    monkeypatch.setattr(process.RunProcess, "start", noted)
+    return found
+
+
+def test_a_recipe_that_was_just_looked_at_is_not_looked_at_again(place: Place, started: list[str]) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            assert not (await host.validate(place.recipe())).HasField("error")
+            run_id = await create(host, place.recipe())
+            assert host.get(run_id).state == ev.RUN_STATE_VALIDATING
+            await reach(host, run_id, "succeeded")
+            assert started == ["check", "run"]
+            assert place.states() == ["created", "validating", "queued", "succeeded"]
+            assert [one.state for one in host.details(run_id).states][1:3] == [
+                ev.RUN_STATE_VALIDATING,
+                ev.RUN_STATE_QUEUED,
+            ]
+            first = await create(host, place.recipe("runs/b"), "two")
+            await reach(host, first, "succeeded")
+            assert started[2:] == ["check", "run"]
+            shutil.rmtree(place.root / "runs" / "b")
+            await until(lambda: host._ledger.find(first).expired)
+            await reach(host, await create(host, place.recipe("runs/b"), "three"), "succeeded")
+            assert started[4:] == ["run"]  # a run's own look is remembered, too
+            assert (await host.validate(place.recipe())).resolved
+            assert started[5:] == ["check"]  # whoever asks is told what is true now
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("why", ["late", "bad", "crash", "restart"])
+def test_a_recipe_is_looked_at_again(
+    place: Place, started: list[str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            await host.validate(place.recipe())
+            if why == "late":
+                monkeypatch.setattr(looks, "KEPT_SECONDS", 0.0)
+            elif why == "bad":
+                place.script(check="bad")
+                assert (await host.validate(place.recipe())).HasField("error")
+            elif why == "crash":
+                place.script(check="die")
+                await refused(host.validate(place.recipe()), Reason.RUN_CRASHED)
+            if why != "restart":
+                await reach(host, await create(host, place.recipe()), "succeeded" if why == "late" else "failed")
+                assert place.states()[1:3] == ["validating", "queued" if why == "late" else "failed"]
+        if why == "restart":
+            async with place.hosting() as host:
+                await reach(host, await create(host, place.recipe()), "succeeded")
+        assert started == {"late": ["check", "check", "run"], "restart": ["check", "check", "run"]}.get(
+            why, ["check"] * 3
+        )
+
+    asyncio.run(main())
+
+
+def test_not_more_than_so_many_looks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "MOST", 2)
+    known = looks.Looks()
+    for recipe in ("a", "b", "a", "c"):
+        known.note(recipe, good=True)
+    assert [known.good(recipe) for recipe in "abc"] == [True, False, True]
 
 
 def test_a_recipe_is_looked_at_without_a_trace(place: Place) -> None:

@@ -170,3 +170,23 @@ def test_knobs_and_checkpoints_of_a_run_that_trains(real: Place) -> None:
             await host.close(PATIENCE)
 
     asyncio.run(main())
+
+
+def test_a_file_that_is_broken_after_the_look_fails_the_run_with_its_place(real: Place) -> None:
+    async def main() -> None:
+        host = hosted(real.root)
+        await host.start()
+        try:
+            recipe = RECIPE.replace("OUTPUT", "runs/late")
+            assert not (await host.validate(recipe)).HasField("error")
+            with (real.root / "rows.jsonl").open("a") as rows:
+                rows.write("{\n")
+            run = await reach(host, await create(host, recipe), "failed")
+            assert run.error.reason == "DATA_INVALID"
+            (problem,) = run.error.problems
+            assert (problem.file, problem.line) == ("rows.jsonl", 15)
+            assert real.states("runs/late") == ["created", "validating", "queued", "failed"]
+        finally:
+            await host.close(PATIENCE)
+
+    asyncio.run(main())

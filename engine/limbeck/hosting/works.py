@@ -16,6 +16,7 @@ from limbeck.hosting import channel
 from limbeck.hosting.checkpoints import checkpoint_of
 from limbeck.hosting.ledger import Ledger
 from limbeck.hosting.limits import RunLimits
+from limbeck.hosting.looks import Looks
 from limbeck.hosting.outcome import End, outcome
 from limbeck.hosting.process import RunProcess, how, last_lines, open_log
 from limbeck.hosting.record import ENDED, Record, name_of, now
@@ -39,6 +40,7 @@ class Works:
         self._ledger, self._limits, self._retention, self._command = ledger, limits, retention, command
         self._tasks: set[asyncio.Task[Any]] = set()
         self.closing = False
+        self._looks = Looks()
         self.checking = asyncio.Semaphore(1)  # one look at a recipe at a time: it loads models' configs and reads rows
 
     # -------------------------------------------------------------------------------------------------- the queue
@@ -76,11 +78,11 @@ class Works:
 
     async def _live(self, record: Record, *, check: bool) -> None:
         try:
-            if check:
+            if not check:
+                await self._attempt(record, check=False)
+            elif not await self._looked_at(record):
                 async with self.checking:
                     await self._attempt(record, check=True)
-            else:
-                await self._attempt(record, check=False)
         except Exception:  # a fault of ours, in one run: the others go on
             self._ledger.log(record).exception("the run's keeper failed")
             record.not_before = time.monotonic() + LOCKED_SECONDS
@@ -88,6 +90,21 @@ class Works:
             record.task = None
             self.pump()
             self._do(self._retention.apply())
+
+    async def _looked_at(self, record: Record) -> bool:
+        """Whether a run's recipe was found good just now, so that no process has to look again: it is in the queue."""
+        async with record.lock:
+            if record.state != ev.RUN_STATE_VALIDATING or self.closing:
+                return False
+            if self._looks.good(self._ledger.index.recipe(record.run_id)):
+                with suppress(LimbeckError):  # another process is in its folder: as where nothing is remembered
+                    await self._enqueue(record)
+                    return True
+            return False
+
+    async def _enqueue(self, record: Record) -> None:
+        record.checked, record.turn = True, self._ledger.next_turn()
+        await self._ledger.say(record, ev.RUN_STATE_QUEUED)
 
     async def _attempt(self, record: Record, *, check: bool) -> None:
         """One process for a run, from its start to what its end means."""
@@ -269,12 +286,13 @@ class Works:
             await self._ledger.say(record, *follows)
 
     async def _settle_check(self, record: Record, words: dict[str, Any], error: Error) -> None:
+        is_good = _found_good(words.get("checked"))
+        self._looks.note(self._ledger.index.recipe(record.run_id), good=is_good)
         if record.want:
             state = ev.RUN_STATE_CANCELLED if record.want == "cancel" else ev.RUN_STATE_PAUSED
             await self._ledger.say(record, state)
-        elif "checked" in words and words["checked"]["error"] is None:
-            record.checked, record.turn = True, self._ledger.next_turn()
-            await self._ledger.say(record, ev.RUN_STATE_QUEUED)
+        elif is_good:
+            await self._enqueue(record)
         elif not self.closing:
             await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 
@@ -299,6 +317,7 @@ class Works:
         """What a look at a recipe finds: `checked` of the channel. Raises RUN_CRASHED, DISK_FULL."""
         workspace, ident = self._ledger.workspace, uuid4().hex
         file = workspace.recipe_file(ident)
+        found: dict[str, Any] | None = None
         async with self.checking:
             output = os.memfd_create("limbeck-check", os.MFD_CLOEXEC)
             try:
@@ -308,8 +327,10 @@ class Works:
                     process = await RunProcess.start(start, ident, output, self._command)
                 except OSError as fault:
                     raise _crashed(f"it could not be started: {fault.strerror}") from fault
-                return await self._checked(process, output)
+                found = await self._checked(process, output)
+                return found
             finally:
+                self._looks.note(recipe, good=_found_good(found))
                 os.close(output)
                 file.unlink(missing_ok=True)
 
@@ -345,6 +366,11 @@ class Works:
             if record.process is not None:
                 record.process.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _found_good(checked: dict[str, Any] | None) -> bool:
+    """Whether a look found nothing wrong, by what its process said."""
+    return checked is not None and checked["error"] is None
 
 
 def _kill_late(record: Record, process: RunProcess) -> None:

@@ -14,6 +14,8 @@ from limbeck.plugins import load_plugins
 from limbeck.recipe import Bound
 from limbeck.recipe.teacher import load_teacher
 
+from .hosting import Diary
+
 
 @pytest.fixture(scope="session")
 def echo(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Bound:
@@ -42,3 +44,9 @@ def nursery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     yield make
     sys.modules.pop("limbeck_nursery", None)
     importlib.invalidate_caches()
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    """What the teacher `nursery` writes down."""
+    return Diary(tmp_path)

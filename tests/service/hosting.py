@@ -20,6 +20,8 @@ from limbeck.service.host import TeacherHost
 from limbeck.v1 import teacher_service_pb2 as pb
 
 DATA = Path(__file__).parents[1] / "data"
+TOP = pb.Want(top_k=4, temperatures=[1.0, 2.0], target=True)
+Make = Callable[..., Bound]  # the fixture `nursery`
 PATIENCE = 60.0  # seconds after which something will not come any more
 
 

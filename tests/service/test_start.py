@@ -22,16 +22,11 @@ from limbeck.teachers.remote import LimbeckTeacher
 from limbeck.testing.teachers import ask, completions, scores
 from limbeck.v1 import teacher_service_pb2 as pb
 
-from .hosting import Box, Diary, alive, bound, hosted, ids, item, until
+from .hosting import Box, alive, bound, hosted, ids, item, until
 from .served import serving
 
 Make = Callable[..., Bound]
 PHASES = ["loading the weights", "warming up"]
-
-
-@pytest.fixture
-def diary(tmp_path: Path) -> Diary:
-    return Diary(tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -177,6 +177,16 @@ def test_list_is_a_table_with_ids_that_are_told_apart(shell):
     assert len(shell.runs.asked("ListRuns")[0].states) == 2
 
 
+def test_list_says_how_far_runs_have_come_that_rest(shell):
+    queued = knobbed("queued", queue_position=1)
+    queued.run_id = OTHER
+    shell.runs.answers["ListRuns"] = pb.ListRunsResponse(runs=[knobbed("paused"), queued])
+    assert shell("list") == 0
+    first, second = [line for line in shell.out.splitlines() if line.strip()][2:]
+    assert re.search("paused .* 30 of 160 steps", first)
+    assert "number 1 in the queue, 30 of 160 steps" in second
+
+
 def test_list_says_where_there_is_more_or_nothing(shell):
     found = shell.json("list", "--limit", "1")
     assert ([one["run_id"] for one in found["runs"]], found["more"]) == ([RUN], True)
@@ -202,6 +212,7 @@ def test_show_has_knobs_with_ranges_and_the_error_with_its_remedy(shell):
         "row 7 (take it out)",
         f"limbeck runs resume {RUN}",
         "loss 1.250",
+        "progress  30 of 160 steps",
     ):
         assert told in shell.out
     assert re.search(r"states +[\d: -]+ created\n +[\d: -]+ failed\n", shell.out)

@@ -187,6 +187,32 @@ def test_pause_and_resume_of_a_run_that_works(place: Place) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("end", [["wait", "go"], ["fail", "TRAINING_FAILED"]])
+def test_a_run_that_rests_tells_how_far_it_has_come(place: Place, end: list[Any]) -> None:
+    def far(run: pb.Run) -> tuple[int, int, str]:
+        return run.progress.done, run.progress.total, run.progress.unit
+
+    async def main() -> None:
+        place.script(TRAINING, ["progress", 40], ["touch", "held"], end)
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            if end[0] == "wait":
+                await host.pause(run_id)
+            assert far(await reach(host, run_id, "paused" if end[0] == "wait" else "failed")) == (40, 100, "steps")
+        place.script(TRAINING, ["progress", 40], ["touch", "held"], ["wait", "go"])
+        async with place.hosting() as host:
+            assert [far(run) for run in host.list([], 0, "").runs] == [(40, 100, "steps")]
+            assert far(await host.resume(run_id)) == (40, 100, "steps")
+            await until(lambda: host.get(run_id).attempt == 2)
+        async with place.hosting() as host:
+            assert far(host.get(run_id)) == (40, 100, "steps")
+            place.go()
+            assert not (await reach(host, run_id, "succeeded")).HasField("progress")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("want", ["pause", "cancel"])
 def test_a_run_that_does_not_react_is_killed(place: Place, want: str) -> None:
     async def main() -> None:

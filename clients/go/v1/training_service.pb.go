@@ -469,7 +469,8 @@ type Run struct {
 	LastSequence uint64 `protobuf:"varint,10,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
 	// Sequence of its oldest event that can be watched; above `last_sequence` where retention has removed its folder.
 	OldestSequence uint64 `protobuf:"varint,11,opt,name=oldest_sequence,json=oldestSequence,proto3" json:"oldest_sequence,omitempty"`
-	// How far the stage at work is; unset where that is not known.
+	// How far the stage at work is, or was when the run came to rest; unset where that is not known. A run that goes on
+	// from an earlier step tells that step.
 	Progress *Progress `protobuf:"bytes,12,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Its latest figures.
 	Metrics map[string]float64 `protobuf:"bytes,13,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key,proto3" protobuf_val:"fixed64,2,opt,name=value,proto3"`

@@ -37,13 +37,12 @@ def age(time: datetime) -> str:
 
 
 def progress_of(run: Run) -> str:
-    """`30 of 160 steps`; the place in the queue for one that waits."""
-    if run.queue_position:
-        return f"number {run.queue_position} in the queue"
-    if run.progress is None or run.ended:
-        return ""
-    done, total, unit = run.progress.done, run.progress.total, run.progress.unit
-    return f"{done:,} of {counted(total, unit)}" if total else counted(done, unit)
+    """`30 of 160 steps`, also of one that rests; the place in the queue for one that waits."""
+    parts = [f"number {run.queue_position} in the queue"] if run.queue_position else []
+    if run.progress is not None:
+        done, total, unit = run.progress.done, run.progress.total, run.progress.unit
+        parts.append(f"{done:,} of {counted(total, unit)}" if total else counted(done, unit))
+    return ", ".join(parts)
 
 
 def runs_table(runs: Sequence[Run]) -> Any:

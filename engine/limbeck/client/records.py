@@ -63,7 +63,7 @@ class Knob:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far the stage at work is; `total` is 0 where it is not known. `unit`: rows, tokens, steps."""
+    """How far the stage at work is, or was; `total` is 0 where it is not known. `unit`: rows, tokens, steps."""
 
     done: int
     total: int

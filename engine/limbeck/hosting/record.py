@@ -95,8 +95,13 @@ class Record:
         elif kind == "stage_started":
             begun = event.stage_started
             run.progress.CopyFrom(ev.Progress(done=begun.done, total=begun.total, unit=begun.unit))
-        elif kind == "stage_finished":
+        elif kind == "stage_finished" and not event.stage_finished.skipped:  # past one that was skipped it goes on
             run.ClearField("progress")
+        elif kind == "rewound":
+            if run.progress.unit == "steps":
+                run.progress.done = event.rewound.to_step
+            else:  # a later stage's
+                run.ClearField("progress")
         elif kind == "metrics" and event.stage != "twin":  # its figures have the student's names
             for name, value in event.metrics.values.items():
                 run.metrics[name] = value
@@ -113,7 +118,7 @@ class Record:
         self.run.ClearField("error")
         if error is not None:
             self.run.error.CopyFrom(error)
-        if state not in WORKING:
+        if state == ev.RUN_STATE_SUCCEEDED:
             self.run.ClearField("progress")
         self.states.states.add(state=self.run.state, time=time)
 

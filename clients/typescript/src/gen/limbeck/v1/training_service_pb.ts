@@ -287,7 +287,8 @@ export type Run = Message<"limbeck.v1.Run"> & {
   oldestSequence: bigint;
 
   /**
-   * How far the stage at work is; unset where that is not known.
+   * How far the stage at work is, or was when the run came to rest; unset where that is not known. A run that goes on
+   * from an earlier step tells that step.
    *
    * @generated from field: limbeck.v1.Progress progress = 12;
    */

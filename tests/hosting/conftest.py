@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from limbeck.errors import LimbeckError, Reason
 from limbeck.hosting.host import RunHost, RunLimits
 from limbeck.hosting.record import ENDED, name_of
 from limbeck.hosting.workspace import Workspace
@@ -32,6 +33,8 @@ losses:
 training: {learning_rate: 1.0e-3, max_steps: 4}
 output: OUTPUT
 """
+TRAINING = ["state", "training"]
+HELD = [TRAINING, ["touch", "held"], ["wait", "go"]]
 
 
 @dataclass
@@ -130,3 +133,12 @@ async def watch(host: RunHost, run_id: str, after: int | None = None) -> list[ev
             return events
         if not read:
             await history.changed(last, 1)
+
+
+async def refused(work: Any, reason: Reason) -> LimbeckError:
+    """Expects an error of this reason, without paths of this machine."""
+    with pytest.raises(LimbeckError) as caught:
+        await work
+    assert caught.value.reason == reason
+    assert "/" not in str(caught.value).replace("runs/", "").replace("log.txt", "")
+    return caught.value

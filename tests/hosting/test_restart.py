@@ -1,0 +1,112 @@
+"""A host that ends in order and the next one, and runs that are handled beside it by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import Any
+
+import pytest
+
+from limbeck.errors import LimbeckError, Reason
+from limbeck.runs.events import EventLog
+from limbeck.runs.folder import RunFolder
+from limbeck.v1 import event_pb2 as ev
+from limbeck.v1 import training_service_pb2 as pb
+
+from .conftest import TRAINING, Place, create, reach, refused, until, watch
+
+
+def test_one_server_for_a_workspace(place: Place) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting():
+            with pytest.raises(LimbeckError, match="another server") as caught:
+                await place.host().start()
+            assert caught.value.reason == Reason.SERVER_INVALID
+        assert (place.root / ".limbeck" / "runs.sqlite").stat().st_mode & 0o777 == 0o600
+        assert (place.root / ".limbeck").stat().st_mode & 0o777 == 0o700
+        async with place.hosting():
+            pass
+        (place.root / ".limbeck").rename(place.root.parent / "elsewhere")
+        (place.root / ".limbeck").symlink_to(place.root.parent / "elsewhere")
+        with pytest.raises(LimbeckError, match="is a link") as caught:
+            await place.host().start()
+        assert caught.value.reason == Reason.SERVER_INVALID
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("restart", [pb.RESTART_POLICY_RESUME, pb.RESTART_POLICY_FAIL])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_server_that_ends_in_order(place: Place, restart: pb.RestartPolicy, deaf: bool) -> None:
+    async def main() -> None:
+        place.script(TRAINING, ["touch", "held"], ["deaf" if deaf else "wait", "go"])
+        async with place.hosting(grace=0.1 if deaf else 30) as host:
+            run_id = await create(host, place.recipe(), restart=restart)
+            waits = await create(host, place.recipe("runs/b"), "two")
+            await until((place.root / "held").exists)
+            await reach(host, waits, "queued")
+        fails = restart == pb.RESTART_POLICY_FAIL
+        assert place.states()[-1] == ("failed" if fails else "queued")
+        place.go()
+        async with place.hosting() as host:
+            await reach(host, waits, "succeeded")
+            await reach(host, run_id, "failed" if fails else "succeeded")
+            if fails:
+                await host.resume(run_id)
+                await reach(host, run_id, "succeeded")
+            assert len(await watch(host, run_id)) == len(place.events())
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_resumed_by_hand_is_followed(place: Place) -> None:
+    async def main() -> None:
+        place.script(TRAINING, ["fail", "SCORING_FAILED"])
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "failed")
+            await until(lambda: host._ledger.find(run_id).task is None)
+            with RunFolder(place.root / "runs" / "a") as folder, EventLog(folder.events, run_id) as log:
+                log.emit(ev.StateChanged(state=ev.RUN_STATE_TRAINING))
+                await reach_by_hand(host, run_id)
+                await refused(host.pause(run_id), Reason.RUN_STATE)
+                log.emit(ev.StateChanged(state=ev.RUN_STATE_SUCCEEDED))
+            await until(lambda: host.get(run_id).state == ev.RUN_STATE_SUCCEEDED)
+            await watch(host, run_id)
+
+    async def reach_by_hand(host: Any, run_id: str) -> None:
+        await until(lambda: host.get(run_id).state == ev.RUN_STATE_TRAINING)
+
+    asyncio.run(main())
+
+
+def test_a_run_by_hand_that_dies_is_found(place: Place) -> None:
+    async def main() -> None:
+        place.script(TRAINING, ["fail", "SCORING_FAILED"])
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "failed")
+            await until(lambda: host._ledger.find(run_id).task is None)
+            with RunFolder(place.root / "runs" / "a") as folder, EventLog(folder.events, run_id) as log:
+                log.emit(ev.StateChanged(state=ev.RUN_STATE_TRAINING))
+                await until(lambda: host.get(run_id).state == ev.RUN_STATE_TRAINING)
+            await until(lambda: host.get(run_id).state == ev.RUN_STATE_FAILED)
+            assert host.get(run_id).error.reason == Reason.RUN_CRASHED
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_is_removed_by_hand(place: Place) -> None:
+    async def main() -> None:
+        place.script(TRAINING)
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            await reach(host, run_id, "succeeded")
+            shutil.rmtree(place.root / "runs" / "a")
+            await until(lambda: host.get(run_id).oldest_sequence > host.get(run_id).last_sequence)
+            assert host.get(run_id).state == ev.RUN_STATE_SUCCEEDED
+            assert await create(host, place.recipe(), "again") != run_id
+
+    asyncio.run(main())

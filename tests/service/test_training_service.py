@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from limbeck.client import connect_async
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.service.config import Limits, Timing
 from limbeck.service.server import Server
@@ -327,6 +329,30 @@ async def fetched(
     return answers[0].started, b"".join(answer.data for answer in answers[1:])
 
 
+def test_names_that_cannot_travel_are_left_out_and_nothing_fails(served, runs, tmp_path):
+    folder = runs.folder(RUN) / "student"
+    folder.mkdir()
+    (folder / "größe.json").write_text("here")
+    names = [b"a\nb.json", b"\x1b[2J", b"del\x7f", b"\xff.json", b"back\\slash", b"\xc2\x85"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_text("there")
+    (folder / "sub\r").mkdir()
+    (folder / "sub\r" / "x").write_text("there")
+
+    async def check(stub, place):
+        listed = (await stub.ListArtifacts(pb.ListArtifactsRequest(run_id=RUN))).artifacts
+        assert [one.path for one in listed] == ["student/größe.json"]
+        async with connect_async(place.address) as client:
+            got = await client.fetch(RUN, tmp_path / "here")
+        assert [(file.name, file.read_text()) for file in got.iterdir()] == [("größe.json", "here")]
+        code, error = await error_from(
+            stub.DownloadArtifact(pb.DownloadArtifactRequest(run_id=RUN, path="student/a\nb.json"))
+        )
+        assert (code, error.reason) == (grpc.StatusCode.NOT_FOUND, Reason.ARTIFACT_UNKNOWN)
+
+    served(check)
+
+
 def test_files_are_listed_and_come_whole_and_from_any_offset(served, runs):
     content = random.Random(0).randbytes((5 << 20) + 17)
 
@@ -399,8 +425,6 @@ def test_the_digest_of_a_file_that_may_still_change_is_left_out(served, runs):
     ],
 )
 def test_nothing_but_the_files_of_a_run_is_sent(served, runs, tmp_path, path):
-    import os
-
     folder = tmp_path / "out"
     (tmp_path / "secret").write_text("SECRET")
     for name in ("student/.hidden", ".lock", "run.json", "checkpoints/student/x.pt"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ GROWING = ("events.jsonl", "log.txt")
 PIECE = 1 << 20
 MOST_FILES = 10_000
 _KEPT = 4096  # digests that are remembered
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\ud800-\udfff]")  # control characters, backslash, bytes that are no UTF-8
 
 Stamp = tuple[int, int, int]  # device, inode and time of the last change in nanoseconds
 
@@ -62,7 +64,10 @@ class OpenFile:
 
 
 def find(folder: Path, *, at_rest: bool) -> list[Found]:
-    """Files of the run in `folder`, by path. `at_rest`: no process works on it."""
+    """Files of the run in `folder`, by path. `at_rest`: no process works on it.
+
+    Names that could not be sent, or that mean something else to a client's system, are left out.
+    """
     found = [Found(name, size, at_rest) for name in FILES if (size := _size(folder / name)) is not None]
     for shelf, stage in SHELVES.items():
         settled = at_rest or Record(folder, stage).complete
@@ -74,7 +79,7 @@ def open_file(folder: Path, path: str) -> OpenFile:
     """Open a file of the run in `folder`. Raises ARTIFACT_UNKNOWN for whatever is none, links too."""
     parts = path.split("/")
     known = path in FILES or (len(parts) > 1 and parts[0] in SHELVES)
-    if not known or "\0" in path or any(part in ("", "..") or part.startswith(".") for part in parts):
+    if not known or _UNSAFE.search(path) or any(part in ("", "..") or part.startswith(".") for part in parts):
         raise _unknown(path)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -164,9 +169,10 @@ def _below(folder: Path, shelf: str) -> Iterator[tuple[str, int]]:
     for parent, folders, names in os.walk(folder / shelf):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and (size := _size(path)) is not None:
-                yield path.relative_to(folder).as_posix(), size
+            file = Path(parent, name)
+            path = file.relative_to(folder).as_posix()
+            if not name.startswith(".") and not _UNSAFE.search(path) and (size := _size(file)) is not None:
+                yield path, size
 
 
 def _size(path: Path) -> int | None:

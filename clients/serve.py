@@ -171,7 +171,10 @@ async def _pass(
 
 
 def make_workspace(base: Path) -> Path:
-    """The workspace: a tiny model with the tokenizer tok_a, rows, and rows with a fault in line 3. Beside it `outside`, which no recipe may read."""
+    """The workspace: a tiny model with the tokenizer tok_a, rows, and rows with a fault in line 3.
+
+    Beside it `outside`, which no recipe may read.
+    """
     from limbeck.testing.tiny import tiny_model_folder
 
     workspace = base / "workspace"

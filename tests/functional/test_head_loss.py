@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.errors import LimbeckError, Reason, told
 from limbeck.functional import Answer, Head, SignalBatch, Term, Values, head_loss
+from limbeck.functional.output import check_finite
 
 N, D, V, K = 9, 6, 17, 4
 LOSSES = [
@@ -280,6 +281,30 @@ def test_reverse_kl_of_an_impossible_token_names_its_row(make: Callable[..., Mad
     out = head_loss(case.hidden, case.head, batch, [forward], {"forward_kl": knobs})
     out.check(batch)
     assert all(grad.isfinite().all() for grad in gradients(out.loss, case.leaves))
+
+
+def test_a_student_that_is_lost_is_told_of_once_not_for_each_loss_and_row() -> None:
+    batch = SignalBatch(
+        torch.zeros(6, dtype=torch.int64),
+        batch_n=torch.tensor([0, 0, 1, 1, 2, 2]),
+        time_n=torch.tensor([4, 5] * 3),
+        row_n=torch.tensor([0, 0, 1, 1, 2, 2]),
+        places=(("rows.jsonl", 3), ("rows.jsonl", 7), ("rows.jsonl", 7)),
+    )
+
+    def problems(**marks: list[int]) -> list[tuple[Any, ...]]:
+        with pytest.raises(LimbeckError) as caught:
+            check_finite({name: torch.tensor(bad).bool() for name, bad in marks.items()}, batch)
+        return [(one.line, one.field, one.message) for one in caught.value.problems]
+
+    every, last = [1] * 6, [0, 0, 1, 1, 1, 1]
+    assert problems(a=every, b=[0] * 6, c=every) == [
+        (None, "losses.a", "a, c: not finite at any of the 6 tokens of 3 rows")
+    ]
+    assert problems(a=every, b=last) == [
+        (None, "losses.a", "not finite at any of the 6 tokens of 3 rows"),
+        (7, "losses.b", "not finite at 2 tokens, predicted at positions 4, 5"),
+    ]
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), -float("inf"), 1e10])

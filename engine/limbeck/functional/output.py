@@ -40,28 +40,44 @@ class LossOutput:
 
 
 def check_finite(not_finite: Mapping[str, Tensor], batch: SignalBatch) -> None:
-    """Raise LOSS_NOT_FINITE where a token of `not_finite` is marked. See :class:`LossOutput`."""
-    problems = [problem for name, bad in not_finite.items() if bad.any() for problem in _problems(name, bad, batch)]
+    """Raise LOSS_NOT_FINITE where a token of `not_finite` is marked. See :class:`LossOutput`.
+
+    Terms that are not finite at the same tokens are one problem. So is a whole batch: it is the student's, no row's.
+    """
+    alike: list[tuple[list[str], Tensor]] = []
+    for name, bad in not_finite.items():
+        if bad.any():
+            names = next((names for names, other in alike if torch.equal(other, bad)), None)
+            if names is None:
+                alike.append(([name], bad))
+            else:
+                names.append(name)
+    problems = [problem for names, bad in alike for problem in _problems(names, bad, batch)]
     if problems:
-        raise LimbeckError(Reason.LOSS_NOT_FINITE, problems=problems)
+        raise LimbeckError(Reason.LOSS_NOT_FINITE, problems=list(dict.fromkeys(problems)))
 
 
-def _problems(name: str, bad: Tensor, batch: SignalBatch) -> list[Problem]:
+def _problems(names: list[str], bad: Tensor, batch: SignalBatch) -> list[Problem]:
     hint = (
         "a divergence is infinite where one side gives mass to what the other calls impossible (`tail: renormalise` "
         "leaves the tail out); a NaN comes from the student's weights: lower the learning rate"
     )
+    field = f"losses.{names[0]}"
+    what = "not finite" if len(names) == 1 else f"{', '.join(names)}: not finite"
     tokens = bad.nonzero()[:, 0]
     if batch.row_n is None:
         shown = ", ".join(str(token) for token in tokens[:_NAMED].tolist())
-        return [Problem(f"not finite at {len(tokens)} kept tokens: {shown}", field=f"losses.{name}", hint=hint)]
-    problems = []
+        return [Problem(f"{what} at {len(tokens)} kept tokens: {shown}", field=field, hint=hint)]
     rows = batch.row_n[tokens]
-    for row in sorted(set(rows.tolist()))[:_NAMED]:
+    marked = sorted(set(rows.tolist()))
+    if len(marked) > 1 and bad.all():
+        return [Problem(f"{what} at any of the {len(tokens)} tokens of {len(marked)} rows", field=field, hint=hint)]
+    problems = []
+    for row in marked[:_NAMED]:
         mine = tokens[rows == row]
         time = batch.time_n[mine] if batch.time_n is not None else mine
         shown = ", ".join(str(position) for position in time[:_NAMED].tolist())
         file, line = batch.places[row]
-        text = f"not finite at {len(mine)} tokens, predicted at positions {shown}"
-        problems.append(Problem(text, file=file, line=line, field=f"losses.{name}", hint=hint))
+        text = f"{what} at {len(mine)} tokens, predicted at positions {shown}"
+        problems.append(Problem(text, file=file, line=line, field=field, hint=hint))
     return problems

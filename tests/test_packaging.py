@@ -114,3 +114,7 @@ def test_generated_protos_are_those_of_the_contract(tmp_path: Path) -> None:
     assert made
     committed = ROOT / "engine"
     assert made == {path.relative_to(committed): path.read_bytes() for path in committed.rglob("*_pb2*.py*")}
+
+
+def test_the_package_for_typescript_has_the_licence() -> None:
+    assert (ROOT / "clients" / "typescript" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

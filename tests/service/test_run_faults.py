@@ -22,7 +22,7 @@ def test_no_event_is_lost_doubled_out_of_order_or_sent_before_it_is_written_and_
         assert what in done.stdout  # it was done
 
 
-def test_an_event_that_was_sent_and_is_not_written_is_found() -> None:
+def test_an_event_that_was_sent_and_is_not_written_is_found(tmp_path: Path) -> None:
     script = runpy.run_path(str(SCRIPT))
     events = [Event(sequence=number, log=Log(message=f"{number}")) for number in (1, 2)]
     seen = [(event.sequence, script["packed"](event)) for event in events]
@@ -31,6 +31,9 @@ def test_an_event_that_was_sent_and_is_not_written_is_found() -> None:
     def found(lines: list[str]) -> list[str]:
         return list(script["unwritten"](seen, lines, lambda text: text))
 
+    (tmp_path / "events.jsonl").write_text(f"{lines[0]}\n{lines[1]}")  # it is just being written
+    is_written = script["_looker"](tmp_path / "events.jsonl", 0)
+    assert [is_written(event) for event in events] == [True, False]
     assert found(lines) == []
     assert found(lines[:1]) == ["event 2 was sent, and the history ends with 1"]
     events[1].log.message = "another"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -302,6 +303,24 @@ def test_every_problem_is_told_at_once_with_its_place(teacher, tmp_path):
         *(("", None, option) for option in ("--max-runs", "--keep-runs", "--keep-gib", "--read")),
     }
     assert refused()["problems"][0]["message"].startswith("there is nothing to serve")
+
+
+@pytest.mark.parametrize("option", ["--listen", "--metrics"])
+def test_a_server_that_cannot_listen_says_that_and_nothing_else(tmp_path, option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = [
+            "--workspace",
+            tmp_path,
+            *(["--listen", "127.0.0.1:0"] if option == "--metrics" else []),
+            option,
+            address,
+        ]
+        done = subprocess.run([*LIMBECK, *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("error: The server cannot be started like this.")
+    assert f"{option}: cannot listen on {address}" in second
 
 
 @pytest.mark.parametrize(

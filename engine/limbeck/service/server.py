@@ -111,7 +111,8 @@ class Server:
 
     async def stop(self, grace: float = GRACE) -> bool:
         """Drain: no new calls, those under way have `grace` seconds. Whether all of them ended by themselves."""
-        logger.info("draining", extra={"calls": self.busy})
+        if self._tasks:  # it has served
+            logger.info("draining", extra={"calls": self.busy})
         await self._health.enter_graceful_shutdown()
         self.service.drain()
         self.plugins.calls.draining = True

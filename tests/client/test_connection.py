@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -188,6 +189,24 @@ def test_a_server_with_tls_is_reached_and_one_of_another_authority_is_not(certif
             with pytest.raises(LimbeckError) as caught:
                 client.teacher("t")
             assert caught.value.reason is Reason.SERVER_UNAVAILABLE
+            assert "--tls-ca on the command line" in str(caught.value)
+
+
+def test_what_mends_a_connection_with_tls_is_told(certificates):
+    def hint(address: str, **options: Any) -> str:
+        with connect(address, timeout=1, **options) as client, pytest.raises(LimbeckError) as caught:
+            client.teacher("t")
+        assert caught.value.reason is Reason.SERVER_UNAVAILABLE
+        return caught.value.problems[0].hint
+
+    pair = (certificates / "cert-key.pem").read_bytes(), (certificates / "cert.pem").read_bytes()
+    with serving(Scripted(), grpc.ssl_server_credentials([pair])) as address:
+        own = {"tls_cert": certificates / "other.pem", "tls_key": certificates / "other-key.pem"}
+        for options in ({}, own, {"tls_ca": certificates / "other.pem"}):
+            assert "tls_ca, --tls-ca on the command line" in hint(address, **options)
+    with serving(Scripted()) as address:
+        assert "speaks no TLS" in hint(address, tls_ca=certificates / "cert.pem")
+    assert "tls" not in hint("127.0.0.1:1")
 
 
 def test_a_server_may_want_the_clients_certificate(certificates):

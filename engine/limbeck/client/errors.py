@@ -22,6 +22,13 @@ _OF_STATUS = {  # for a status that no Limbeck server said: proxies, other serve
     "UNIMPLEMENTED": Reason.REQUEST_INVALID,
 }
 _BROKEN = ("RST_STREAM", "Stream removed", "GOAWAY", "Connection reset", "Socket closed", "Broken pipe")
+_KNOWN_BY = "name the certificate that it, or its authority, is known by: tls_ca, --tls-ca on the command line"
+_UNREACHED = (  # what gRPC says where there is no connection, and what to do
+    ("CERTIFICATE_VERIFY_FAILED", f"the server's certificate is not trusted here: {_KNOWN_BY}"),
+    ("WRONG_VERSION_NUMBER", "the server speaks no TLS: leave tls_ca, --tls-ca, out; elsewhere too with insecure"),
+    ("backends failing; last error: UNAVAILABLE", f"see that the server runs; where it speaks TLS, {_KNOWN_BY}"),
+    ("", "see that the server runs, and that address and TLS are its own"),
+)
 AGAIN = frozenset(
     {Reason.SERVER_UNAVAILABLE, Reason.TEACHER_UNAVAILABLE, Reason.PEER_SILENT, Reason.QUOTA_EXCEEDED}
 )  # the same call may go well a little later
@@ -40,7 +47,7 @@ def error_of_call(error: Any, address: str) -> LimbeckError:
         reason = Reason.REQUEST_INVALID if "SERVER: " in text else Reason.INTERNAL
     message, hint = None, None
     if reason is Reason.SERVER_UNAVAILABLE:
-        hint = "see that the server runs, and that address and TLS are its own"
+        hint = next(hint for sign, hint in _UNREACHED if sign in text)
     elif status == "UNIMPLEMENTED":
         message, hint = "There is no Limbeck server at this address.", "see the address, or update the server"
     elif reason is Reason.INTERNAL:

@@ -84,7 +84,8 @@ def warning(sequence: int, reason: str, message: str) -> Event:
 
 def test_create_sends_the_recipe_and_says_how_to_watch(shell, recipe):
     assert shell("create", recipe) == 0
-    assert f"run {RUN}: training, in runs/mine of the server's workspace" in shell.out
+    assert f"run {RUN}: training\nits folder in the server's workspace: runs/mine\n" in shell.out
+    assert max(map(len, shell.out.splitlines())) <= 80
     assert f"limbeck runs watch {RUN}\n" in shell.out
     (asked,) = shell.runs.asked("CreateRun")
     assert (asked.recipe, asked.restart) == ("output: mine\n", pb.RESTART_POLICY_RESUME)

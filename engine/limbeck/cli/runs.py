@@ -85,7 +85,8 @@ def create(
         if as_json:
             output.emit_json({"run": record_json(run)}, line=follow)
         else:
-            click.echo(f"run {run.run_id}: {run.state}, in {run.output} of the server's workspace")
+            click.echo(f"run {run.run_id}: {run.state}")
+            click.echo(f"its folder in the server's workspace: {run.output}")
         if follow:
             sys.exit(_follow(server, client, run.run_id, None, as_json, recipe=recipe))
     if not as_json:

@@ -201,16 +201,16 @@ def _follow(client: Client, run_id: str, folder: Path, history: Path) -> None:
 
 def _looker(history: Path, after: int) -> Callable[[Event], bool]:
     """Says of each event that follows `after`, in turn, whether the history has it."""
-    lines: Iterator[bytes] | None = None
+    offset, skipped = 0, after
 
     def is_written(event: Event) -> bool:
-        nonlocal lines
-        if lines is None:  # only now: a run is listed before its folder is whole
-            stream = history.open("rb")
-            lines = iter(stream.readline, None)
-            for _ in range(after):
-                next(lines)
-        line = next(lines)
+        nonlocal offset, skipped
+        with history.open("rb") as stream:
+            stream.seek(offset)
+            for _ in range(skipped):
+                stream.readline()
+            line = stream.readline()
+            offset, skipped = stream.tell(), 0
         return line.endswith(b"\n") and b'"sequence": "%d"' % event.sequence in line
 
     return is_written

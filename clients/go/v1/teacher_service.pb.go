@@ -1099,7 +1099,7 @@ type ScoreRequest_Cancel struct {
 }
 
 type ScoreRequest_Alive struct {
-	// A sign of life. Send one when nothing else was sent for 15 s; a call that is silent for 90 s is ended.
+	// A sign of life. Send one when nothing else was sent for 15 s; a call that is silent for 80 s is ended.
 	Alive *Alive `protobuf:"bytes,5,opt,name=alive,proto3,oneof"`
 }
 

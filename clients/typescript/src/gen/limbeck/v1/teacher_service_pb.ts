@@ -598,7 +598,7 @@ export type ScoreRequest = Message<"limbeck.v1.ScoreRequest"> & {
     case: "cancel";
   } | {
     /**
-     * A sign of life. Send one when nothing else was sent for 15 s; a call that is silent for 90 s is ended.
+     * A sign of life. Send one when nothing else was sent for 15 s; a call that is silent for 80 s is ended.
      *
      * @generated from field: limbeck.v1.Alive alive = 5;
      */

@@ -31,7 +31,8 @@ def quantise(logprobs: Floats) -> npt.NDArray[np.uint16]:
     both pieces only scale by powers of two and subtract 16.
     """
     falling = np.maximum(-logprobs, 0.0)
-    code = np.rint(np.where(falling < 16.0, falling * 2048.0, (falling - 16.0) * 512.0 + KNEE))
+    # rounded before the knee is added: in float32 the sum would be rounded, too
+    code = np.where(falling < 16.0, np.rint(falling * 2048.0), np.rint((falling - 16.0) * 512.0) + KNEE)
     return np.minimum(code, SATURATED).astype(np.uint16)
 
 

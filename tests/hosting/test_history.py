@@ -103,6 +103,23 @@ def test_nothing_is_told_before_it_is_said_to_be_on_disk(tmp_path: Path) -> None
     asyncio.run(main())
 
 
+def test_watchers_are_woken_where_more_has_come_than_is_said_to_be_on_disk(tmp_path: Path) -> None:
+    async def main() -> None:
+        history, record, log = new(tmp_path)
+        log.emit(ev.Progress(done=1))
+        await history.advance()
+        record.dirty = False
+        bell, asleep = history._bell, asyncio.create_task(history.changed(1, 3600))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            log.emit(ev.Progress(done=1))
+        await history.advance(2)
+        assert (history.last, bell.is_set(), record.dirty) == (2, True, True)
+        await asleep
+
+    asyncio.run(main())
+
+
 def test_what_was_taken_back_is_not_told_twice(tmp_path: Path) -> None:
     async def main() -> None:
         history, _, log = new(tmp_path)

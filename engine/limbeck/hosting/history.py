@@ -145,7 +145,8 @@ class History:
         taken = False
         for event, length in lines:
             if until is not None and event.sequence > until:
-                return False
+                fault = None  # it comes later
+                break
             self._record.offset += length
             taken = True
             if event.sequence > self.last:

@@ -70,6 +70,16 @@ def test_a_look_that_takes_too_long_is_ended_and_says_so(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_that_too_many_recipes_wait_is_no_fault_of_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.hosting.workspace.MOST_WAITING", 0)
+
+    async def main() -> None:
+        async with place.hosting() as host:
+            await refused(host.validate(place.recipe()), Reason.QUOTA_EXCEEDED)
+
+    asyncio.run(main())
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What each process was started for."""

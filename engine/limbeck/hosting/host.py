@@ -112,10 +112,12 @@ class RunHost:
     # -------------------------------------------------------------------------------------------------------- recipes
 
     async def validate(self, recipe: str) -> pb.ValidateRecipeResponse:
-        """What is to be said of a recipe. Raises QUOTA_EXCEEDED, RUN_CRASHED, DISK_FULL."""
+        """What is to be said of a recipe. Raises QUOTA_EXCEEDED, RUN_CRASHED, DISK_FULL, SERVER_UNAVAILABLE."""
         try:
             await self._workspace.load_aside(recipe, self._registry, None)
         except LimbeckError as error:
+            if error.reason is Reason.QUOTA_EXCEEDED:  # says nothing of the recipe
+                raise
             return pb.ValidateRecipeResponse(error=_whole(error))
         if self._looks >= MOST_LOOKS:
             problem = Problem(f"{self._looks} recipes wait to be looked at already", hint="try again later")

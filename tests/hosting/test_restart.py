@@ -61,6 +61,20 @@ def test_a_server_that_ends_in_order(place: Place, restart: pb.RestartPolicy, de
     asyncio.run(main())
 
 
+def test_a_server_ends_though_a_look_at_a_recipe_does_not(place: Place) -> None:
+    async def main() -> None:
+        place.script(check="hang")
+        async with place.hosting(grace=0.1) as host:
+            looks = [asyncio.ensure_future(host.validate(place.recipe(f"runs/{name}"))) for name in "bc"]
+            await until(lambda: host._works._looking)
+            await create(host, place.recipe())  # it waits for its turn to be looked at
+        for look in looks:
+            await refused(look, Reason.SERVER_UNAVAILABLE)
+        assert place.states() == ["created", "validating"]
+
+    asyncio.run(main())
+
+
 def test_a_run_that_is_resumed_by_hand_is_followed(place: Place) -> None:
     async def main() -> None:
         place.script(TRAINING, ["fail", "SCORING_FAILED"])

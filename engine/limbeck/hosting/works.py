@@ -41,6 +41,7 @@ class Works:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.closing = False
         self._looks = Looks()
+        self._looking: RunProcess | None = None  # at a recipe for somebody who asks
         self.checking = asyncio.Semaphore(1)  # one look at a recipe at a time: it loads models' configs and reads rows
 
     # -------------------------------------------------------------------------------------------------- the queue
@@ -314,22 +315,28 @@ class Works:
     # ------------------------------------------------------------------------------------------------------- a look
 
     async def check(self, recipe: str) -> dict[str, Any]:
-        """What a look at a recipe finds: `checked` of the channel. Raises RUN_CRASHED, DISK_FULL."""
+        """What a look at a recipe finds: `checked` of the channel.
+
+        Raises RUN_CRASHED, DISK_FULL, SERVER_UNAVAILABLE where the server ends meanwhile.
+        """
         workspace, ident = self._ledger.workspace, uuid4().hex
         file = workspace.recipe_file(ident)
         found: dict[str, Any] | None = None
         async with self.checking:
+            if self.closing:  # meanwhile
+                raise _shutting_down()
             output = os.memfd_create("limbeck-check", os.MFD_CLOEXEC)
             try:
                 write_atomic(file, recipe)
                 start = channel.Start("check", file, workspace.root, workspace.read)
                 try:
-                    process = await RunProcess.start(start, ident, output, self._command)
+                    process = self._looking = await RunProcess.start(start, ident, output, self._command)
                 except OSError as fault:
                     raise _crashed(f"it could not be started: {fault.strerror}") from fault
                 found = await self._checked(process, output)
                 return found
             finally:
+                self._looking = None
                 self._looks.note(recipe, good=_found_good(found))
                 os.close(output)
                 file.unlink(missing_ok=True)
@@ -346,6 +353,8 @@ class Works:
         finally:
             late.cancel()
             code = await asyncio.shield(process.end())
+        if found is None and self.closing:
+            raise _shutting_down()
         if found is None:
             ended = self._too_late if loop.time() >= end else how(code)
             problems = [Problem(f"the look at the recipe ended {ended}")]
@@ -360,11 +369,11 @@ class Works:
         for record in list(self._ledger.records.values()):
             if not record.want:
                 self.stop(record, "server")
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        for record in list(self._ledger.records.values()):
-            if record.process is not None:
-                record.process.kill()
+        if self._tasks and (await asyncio.wait(self._tasks, timeout=grace))[1]:
+            late = [record.process for record in self._ledger.records.values()]
+            for process in (*late, self._looking):  # runs that are to be looked at wait for the end of that look
+                if process is not None:
+                    process.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
@@ -376,6 +385,10 @@ def _found_good(checked: dict[str, Any] | None) -> bool:
 def _kill_late(record: Record, process: RunProcess) -> None:
     record.killed = True
     process.kill()
+
+
+def _shutting_down() -> LimbeckError:
+    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")
 
 
 def _crashed(text: str) -> LimbeckError:

@@ -75,6 +75,29 @@ def test_a_server_ends_though_a_look_at_a_recipe_does_not(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_server_ends_when_the_folders_are_removed_that_its_last_run_makes_too_many(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        place.script(TRAINING, ["touch", "held"], ["deaf", "go"])
+        async with place.hosting(grace=0.1) as host:
+            done: list[int] = []
+
+            async def apply() -> None:
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                done.append(1)
+
+            await create(host, place.recipe())
+            await until((place.root / "held").exists)
+            done.clear()
+            monkeypatch.setattr(host._retention, "apply", apply)
+            await host._works.close(0.1)
+            assert done == [1]
+
+    asyncio.run(main())
+
+
 def test_a_run_that_is_resumed_by_hand_is_followed(place: Place) -> None:
     async def main() -> None:
         place.script(TRAINING, ["fail", "SCORING_FAILED"])

@@ -374,7 +374,8 @@ class Works:
             for process in (*late, self._looking):  # runs that are to be looked at wait for the end of that look
                 if process is not None:
                     process.kill()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # a run that ends lets old ones be removed
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _found_good(checked: dict[str, Any] | None) -> bool:

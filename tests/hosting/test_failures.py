@@ -142,7 +142,9 @@ def test_a_history_that_cannot_be_read_for_a_while_is_taken_in_later(
                 patch.setattr(history, "_read_slice", none)
                 await host.cancel(run_id)
                 assert place.states()[-2:] == ["paused", "cancelled"]
+                assert host._ledger.find(run_id).damaged
             await reach(host, run_id, "cancelled")
+            await until(lambda: not host._ledger.find(run_id).damaged)  # the next time is told of too
             assert place.states().count("cancelled") == 1
 
     asyncio.run(main())

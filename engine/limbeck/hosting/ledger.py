@@ -119,6 +119,8 @@ class Ledger:
             if not record.damaged:
                 self.log(record).error("the history cannot be read: %s", error)
             record.damaged = True
+        else:
+            record.damaged = False
         if record.states.ByteSize() != before:
             await self.save(record)
 

@@ -70,7 +70,7 @@ class Record:
     history: History | None = None
     saving: dict[int, asyncio.Future[pb.Checkpoint]] = field(default_factory=dict)  # checkpoints asked for
     dirty: bool = False  # the index is behind
-    damaged: bool = False  # so is its history
+    damaged: bool = False  # its history could not be read when that was tried last; the log tells it
     not_before: float = 0.0  # a start that failed since another process works there is tried again then
 
     @property

@@ -34,7 +34,8 @@ class Piece:
 class Tokenizer:
     """A tokenizer with its chat template.
 
-    `hf` is the transformers tokenizer. `bos_id` leads every sequence, None for none; see :meth:`load` for the rule.
+    `hf` is the transformers tokenizer. Its inside, special tokens too, belongs to all in this process who read the
+    folder: not to be changed. `bos_id` leads every sequence, None for none; see :meth:`load` for the rule.
     `eos_ids`: every id that ends a text, the one that is appended to completions first. `vocab_size`: largest id + 1.
     """
 

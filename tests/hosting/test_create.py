@@ -108,6 +108,44 @@ def test_a_full_disk_makes_no_half_of_a_run(place: Place, monkeypatch: pytest.Mo
     asyncio.run(main())
 
 
+def test_whoever_finds_a_run_that_is_just_noted_finds_the_one_that_is_made(place: Place) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+            add, found = host._index.add, []
+
+            async def noted(record: Any, recipe: str) -> None:
+                await add(record, recipe)
+                found.extend(host.list([], 0, "").runs)
+                found.append(host._ledger.find(record.run_id) is record)
+
+            host._index.add = noted  # type: ignore[method-assign]
+            run_id = await create(host, place.recipe())
+            assert [one if isinstance(one, bool) else one.run_id for one in found] == [run_id, True]
+            await reach(host, run_id, "succeeded")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_that_cannot_be_noted_is_not_known(place: Place, full: bool) -> None:
+    async def main() -> None:
+        place.script()
+        async with place.hosting() as host:
+
+            async def refuse(*about: Any) -> None:
+                raise LimbeckError(Reason.DISK_FULL) if full else RuntimeError
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(host._index, "add", refuse)
+                with pytest.raises(LimbeckError if full else RuntimeError):
+                    await create(host, place.recipe())
+            assert not host._ledger.records
+            await reach(host, await create(host, place.recipe()), "succeeded")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("moment", range(4))
 def test_a_client_that_goes_while_its_run_is_made_leaves_no_half_of_one(place: Place, moment: int) -> None:
     async def main() -> None:

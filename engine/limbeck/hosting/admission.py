@@ -46,14 +46,18 @@ class Admission:
         record = Record(0, request_id, run)
         record.enter(ev.RUN_STATE_CREATED, run.created)
         del record.states.states[:]  # its history is to tell it
-        async with self._lock:
-            if (known := await self._known(owner, request_id, recipe)) is not None:  # it was asked twice at once
-                return known
-            self._refuse_taken(read.output)
-            refuse_full(self._ledger, self._limits, owner, new=True)
-            await self._ledger.index.add(record, recipe)
-            self._ledger.add(record)
         async with record.lock:
+            async with self._lock:
+                if (known := await self._known(owner, request_id, recipe)) is not None:  # it was asked twice at once
+                    return known
+                self._refuse_taken(read.output)
+                refuse_full(self._ledger, self._limits, owner, new=True)
+                self._ledger.add(record)  # before its row: whoever finds that is not to make another record of it
+                try:
+                    await self._ledger.index.add(record, recipe)
+                except BaseException:
+                    self._ledger.records.pop(run_id)
+                    raise
             try:
                 await self.establish(record)
             except (LimbeckError, OSError) as error:

@@ -46,6 +46,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy $(wildcard plugins/*/src)
+	$(BIN)/mypy $(wildcard benchmarks/*.py)
 	$(BIN)/lint-imports
 
 clients: clients-go clients-typescript

@@ -114,7 +114,7 @@ def cost_table(workspace: Path, log: Path, steps: int, repeats: int) -> Table:
         file.write_text(recipe.replace("OUTPUT", f"alone-{repeat}"))
         command = [sys.executable, "-m", "limbeck.cli.main", "run", str(file)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        alone.append(pace(history(workspace / "runs" / f"alone-{repeat}")))
+        alone.append(pace(history(workspace, f"runs/alone-{repeat}")))
         server = Server(workspace, log)
         try:
             with connect(server.address) as client:

@@ -167,7 +167,7 @@ class Bench:
     def server(self, *more: str) -> Server:
         """A server with the teacher `echo`."""
         server = Server(self.folder, "--teacher", f"echo={self.folder / 'echo.yaml'}", *more)
-        self._stack.callback(lambda: server.process.poll() is None and server.kill())
+        self._stack.callback(lambda: server.kill() if server.process.poll() is None else None)
         with connect(server.address, timeout=60) as client:
             assert client.teacher("echo", wait=60).state == "ready"
         return server

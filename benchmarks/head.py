@@ -175,7 +175,7 @@ def _loss(options: argparse.Namespace) -> Callable[[], float]:
             loss = head_loss(hidden, Head(weight), batch, terms, values, chunk_bytes=options.chunk_mib * 2**20).loss
         else:
             loss = FORMULAS[options.variant]((hidden @ weight.T).float(), labels, answer)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     return run

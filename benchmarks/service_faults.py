@@ -373,10 +373,10 @@ def settle(client: Client, patience: float) -> list[Run]:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def history(workspace: Path, run: Run) -> list[Event]:
-    """The events of a run's folder, as watchers are told them."""
+def history(workspace: Path, output: str) -> list[Event]:
+    """The events of a run's folder in the workspace, as watchers are told them."""
     public = Workspace(workspace).public
-    return [_told(line, public) for line in _lines(workspace / run.output / "events.jsonl")]
+    return [_told(line, public) for line in _lines(workspace / output / "events.jsonl")]
 
 
 def _lines(file: Path) -> list[str]:
@@ -438,7 +438,7 @@ def faults_of_watcher(seen: Iterable[tuple[int, str]], events: list[Event]) -> I
 def check(workspace: Path, runs: list[Run], watchers: list[Watcher], trouble: Trouble) -> Iterator[str]:
     """Everything that is wrong at the end."""
     for run in runs:
-        events = history(workspace, run)
+        events = history(workspace, run.output)
         yield from (f"{run.output}: {fault}" for fault in faults_of_history(events))
         last = next(state_of(e.state_changed.state) for e in reversed(events) if e.state_changed.state)
         if (run.state, run.last_sequence) != (last, len(events)):
@@ -506,7 +506,7 @@ def report(
     console: Console, trouble: Trouble, runs: list[Run], watchers: list[Watcher], workspace: Path, faults: list[str]
 ) -> None:
     """Print the table."""
-    events = {run.run_id: history(workspace, run) for run in runs}
+    events = {run.run_id: history(workspace, run.output) for run in runs}
     kinds = Counter(event.WhichOneof("kind") for each in events.values() for event in each)
     saw = sum(len(seen_by(watcher.folder / run.run_id)) for watcher in watchers for run in runs)
     table = Table("what", "count", title="Faults by doing them")

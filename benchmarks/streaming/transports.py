@@ -126,7 +126,7 @@ def serve_flight(pipe: Connection, run: Path) -> None:
     numbers = {name: pa.array([getattr(p, name) for p in packed], pa.int32()) for name in ("first_row", "n")}
     table = pa.table(numbers | columns)
 
-    class Server(flight.FlightServerBase):
+    class Server(flight.FlightServerBase):  # type: ignore[misc]
         def do_get(self, context: Any, ticket: Any) -> Any:
             batches = table.slice(0, int(ticket.ticket)).to_batches(max_chunksize=each)
             return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(table.schema, batches))

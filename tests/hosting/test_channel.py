@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limbeck.errors import LimbeckError, Problem, Reason
-from limbeck.hosting.channel import LARGEST, Decoder, Start, encode, error_fields, error_of
+from limbeck.hosting.channel import (
+    LARGEST,
+    NONSENSE,
+    Checked,
+    Decoder,
+    Ended,
+    Start,
+    encode,
+    error_fields,
+    error_of,
+    problem_fields,
+)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -42,6 +54,44 @@ def test_an_error_comes_as_it_was_sent() -> None:
     (message,) = Decoder().feed(encode({"error": error_fields(sent)}))
     got = error_of(message["error"])
     assert (got.reason, got.message, got.problems) == (sent.reason, sent.message, sent.problems)
+
+
+PROBLEM = problem_fields(Problem("bad"))
+ERROR = error_fields(LimbeckError(Reason.DATA_INVALID))
+FOUND: dict[str, Any] = {"error": None, "warnings": [], "resolved": {}, "facts": {}}
+
+
+def test_what_was_found_comes_as_it_was_sent() -> None:
+    found = Checked(None, [Problem("slow", line=3)], {"output": "a"}, {"rows": 3})
+    (message,) = Decoder().feed(encode(found.message()))
+    assert Checked.of(message) == found
+    assert Ended.of({"ended": "succeeded", "signal": None, "error": None}) == Ended("succeeded", None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"error": one} for one in (3, "bad", [], {}, ERROR | {"reason": "ODD"}, ERROR | {"message": None})),
+        *({"error": ERROR | {"problems": one}} for one in (None, [3], [{"text": "bad"}], [PROBLEM | {"hint": 3}])),
+        *({"warnings": one} for one in (None, [None], [PROBLEM | {"message": "\ud800"}], [PROBLEM | {"line": -1}])),
+        *({name: one} for name in ("resolved", "facts") for one in (None, [], "bad")),
+        {"error": ERROR | {"problems": [PROBLEM | {"column": "x"}]}},
+    ],
+)
+def test_what_cannot_have_been_found_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(NONSENSE):
+        Checked.of({"checked": FOUND | changed})
+    if "error" in changed:
+        with pytest.raises(NONSENSE):
+            Ended.of({"ended": "failed", "signal": None} | changed)
+
+
+@pytest.mark.parametrize(
+    "message", [{"checked": None}, {"checked": {}}, {"ended": "odd", "error": None}, {"ended": []}]
+)
+def test_what_is_no_last_word_is_refused(message: dict[str, Any]) -> None:
+    with pytest.raises(NONSENSE):
+        (Checked if "checked" in message else Ended).of(message)
 
 
 def test_a_start_comes_as_it_was_sent() -> None:

@@ -58,6 +58,21 @@ def test_a_recipe_is_looked_at_without_a_trace(place: Place) -> None:
     asyncio.run(main())
 
 
+def test_a_look_that_finds_what_cannot_be_has_found_nothing(place: Place) -> None:
+    async def main() -> None:
+        place.script(check="odd")
+        async with place.hosting() as host:
+            before = sorted(os.listdir(place.root))
+            opened = len(os.listdir("/proc/self/fd"))
+            await refused(host.validate(place.recipe()), Reason.RUN_CRASHED)
+            assert sorted(os.listdir(place.root)) == before
+            assert len(os.listdir("/proc/self/fd")) == opened
+            run = await reach(host, await create(host, place.recipe()), "failed")
+            assert run.error.reason == "RUN_CRASHED"
+
+    asyncio.run(main())
+
+
 def test_a_look_that_takes_too_long_is_ended_and_says_so(place: Place) -> None:
     async def main() -> None:
         place.script(check="hang")

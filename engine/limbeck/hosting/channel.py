@@ -24,7 +24,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from limbeck.errors import LimbeckError, Problem, Reason
 
@@ -32,6 +32,7 @@ LARGEST = 16 << 20  # bytes of one line: recipes and lists of problems are far b
 
 Message = dict[str, Any]
 Ending = Literal["succeeded", "interrupted", "failed"]
+NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)  # raised by messages of a wrong shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,48 @@ class Start:
         start = message["start"]
         read = tuple(Path(path) for path in start["read"])
         return cls(start["do"], Path(start["recipe"]), Path(start["workspace"]), read, bool(start["resume"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a look at a recipe found."""
+
+    error: LimbeckError | None
+    warnings: Sequence[Problem]
+    resolved: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    def message(self) -> Message:
+        """As it travels."""
+        found = {
+            "error": None if self.error is None else error_fields(self.error),
+            "warnings": [problem_fields(problem) for problem in self.warnings],
+            "resolved": self.resolved,
+            "facts": self.facts,
+        }
+        return {"checked": found}
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Checked:
+        """Of a message that came. Raises one of NONSENSE where it is another."""
+        found = message["checked"]
+        warnings = [problem_of(problem) for problem in found["warnings"]]
+        return cls(_error_in(found), warnings, found["resolved"] | {}, found["facts"] | {})
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process said to end."""
+
+    how: Ending
+    error: LimbeckError | None
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Ended:
+        """Of a message that came. Raises one of NONSENSE where it is another."""
+        if message["ended"] not in get_args(Ending):
+            raise ValueError(f"{message['ended']!r} is no end")
+        return cls(message["ended"], _error_in(message))
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
@@ -103,10 +146,19 @@ def problem_fields(problem: Problem) -> Message:
 
 
 def error_of(fields: Mapping[str, Any]) -> LimbeckError:
-    """An error that came."""
+    """An error that came. Raises one of NONSENSE for what is none."""
+    fields["message"].encode()
     return LimbeckError(Reason(fields["reason"]), fields["message"], [problem_of(p) for p in fields["problems"]])
 
 
 def problem_of(fields: Mapping[str, Any]) -> Problem:
-    """A problem that came."""
-    return Problem(**fields)
+    """A problem that came. Raises one of NONSENSE for what is none."""
+    problem = Problem(**fields)
+    "".join((problem.message, problem.file or "", problem.field or "", problem.hint or "")).encode()  # can be sent on
+    if not all((number or 0) in range(1 << 32) for number in (problem.line, problem.column)):
+        raise ValueError(f"{problem} is at no place of a file")
+    return problem
+
+
+def _error_in(fields: Mapping[str, Any]) -> LimbeckError | None:
+    return None if fields["error"] is None else error_of(fields["error"])

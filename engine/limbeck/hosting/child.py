@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import EXIT_OK, EXIT_SIGINT, LimbeckError, Reason, unexpected
-from limbeck.hosting.channel import Decoder, Ending, Message, Start, encode, error_fields, problem_fields
+from limbeck.hosting.channel import Checked, Decoder, Ending, Message, Start, encode, error_fields
 from limbeck.hosting.process import last_lines
 from limbeck.runs.stage import Interrupted
 from limbeck.runs.stopping import EXIT_CODES, StopSignal
@@ -161,13 +161,8 @@ class Child:
         except Exception as error:
             found = Look(None, self._told(error))
         is_good = found.recipe is not None and found.error is None
-        checked = {
-            "error": None if found.error is None else error_fields(found.error),
-            "warnings": [problem_fields(problem) for problem in found.warnings],
-            "resolved": found.recipe.resolved() if found.recipe is not None and is_good else {},
-            "facts": found.facts,
-        }
-        self._line.say({"checked": checked})
+        resolved = found.recipe.resolved() if found.recipe is not None and is_good else {}
+        self._line.say(Checked(found.error, found.warnings, resolved, found.facts).message())
         return found.error
 
     def _told(self, error: BaseException) -> LimbeckError:

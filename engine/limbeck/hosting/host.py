@@ -13,8 +13,8 @@ from pathlib import Path
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import FolderLock
-from limbeck.hosting import channel
 from limbeck.hosting.admission import Admission
+from limbeck.hosting.channel import Checked
 from limbeck.hosting.checkpoints import checkpoints_of
 from limbeck.hosting.history import History
 from limbeck.hosting.index import Index
@@ -298,15 +298,12 @@ def _whole(error: LimbeckError) -> Error:
     return Error(reason=str(error.reason), message=error.message, problems=map(problem_message, error.problems))
 
 
-def _response(workspace: Workspace, found: Mapping[str, object]) -> pb.ValidateRecipeResponse:
+def _response(workspace: Workspace, found: Checked) -> pb.ValidateRecipeResponse:
     """What a look found, as clients see it."""
-    response = pb.ValidateRecipeResponse(facts=json.dumps(workspace.values(found.get("facts") or {})))
-    error, warnings = found.get("error"), found.get("warnings")
-    if isinstance(error, dict):
-        response.error.CopyFrom(_whole(workspace.error(channel.error_of(error))))
+    response = pb.ValidateRecipeResponse(facts=json.dumps(workspace.values(dict(found.facts))))
+    if found.error is not None:
+        response.error.CopyFrom(_whole(workspace.error(found.error)))
     else:
-        response.resolved = json.dumps(workspace.values(found.get("resolved") or {}))
-    if isinstance(warnings, list):
-        told = (workspace.problem(channel.problem_of(one)) for one in warnings)
-        response.warnings.extend(map(problem_message, told))
+        response.resolved = json.dumps(workspace.values(dict(found.resolved)))
+    response.warnings.extend(problem_message(workspace.problem(one)) for one in found.warnings)
     return response

@@ -7,12 +7,13 @@ import os
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import write_atomic
-from limbeck.hosting import channel
+from limbeck.hosting.channel import NONSENSE, Checked, Ended, Start, error_of
 from limbeck.hosting.checkpoints import checkpoint_of
 from limbeck.hosting.ledger import Ledger
 from limbeck.hosting.limits import RunLimits
@@ -31,6 +32,20 @@ _FEW = 250  # characters of last lines that fit an error of a call, of whose tex
 LOCKED_SECONDS = 5.0  # until a run is tried again that another process works on
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a process has said of its work."""
+
+    checked: Checked | None = None
+    ended: Ended | None = None
+
+    @property
+    def error(self) -> LimbeckError | None:
+        """What it told of."""
+        last = self.checked or self.ended
+        return None if last is None else last.error
 
 
 class Works:
@@ -139,9 +154,9 @@ class Works:
             if self.closing:
                 self.stop(record, "server")
         log.info("process %d starts%s", process.pid, ": a look at the recipe" if check else "")
-        words: dict[str, Any] = {}
+        heard = Heard()
         try:
-            words = await self._hear(record, process, check=check)
+            await self._hear(record, process, heard, check=check)
         finally:
             code = await process.end()
             said = last_lines(output, begin)
@@ -150,13 +165,14 @@ class Works:
             async with record.lock:
                 record.process = None
                 ended = self._too_late if check and record.killed else how(code)
-                await self._settle(record, words, self._error(words, said) or self._crash(ended, said), check=check)
+                error = self._crash(ended, said) if heard.error is None else self._error(heard.error, said)
+                await self._settle(record, heard, error, check=check)
 
-    def _start(self, record: Record, *, check: bool) -> channel.Start:
+    def _start(self, record: Record, *, check: bool) -> Start:
         workspace, folder = self._ledger.workspace, self._ledger.folder(record)
         resume = not check and (folder / "resolved.yaml").is_file()
         do: Any = "check" if check else "run"
-        return channel.Start(do, workspace.recipe_file(record.run_id), workspace.root, workspace.read, resume)
+        return Start(do, workspace.recipe_file(record.run_id), workspace.root, workspace.read, resume)
 
     def _lay_recipe(self, record: Record) -> None:
         """Where somebody removed the recipe's file, put it there again."""
@@ -180,11 +196,10 @@ class Works:
 
     # --------------------------------------------------------------------------------------------------- a process
 
-    async def _hear(self, record: Record, process: RunProcess, *, check: bool) -> dict[str, Any]:
-        """What a process says until it ends; its last word."""
+    async def _hear(self, record: Record, process: RunProcess, heard: Heard, *, check: bool) -> None:
+        """What a process says until it ends; of its work into `heard`."""
         loop = asyncio.get_running_loop()
         late: asyncio.TimerHandle | None = None
-        words: dict[str, Any] = {}
         if check:
             late = loop.call_later(self._limits.check_seconds, _kill_late, record, process)
         try:
@@ -194,29 +209,28 @@ class Works:
                     await self._ledger.follow(record, max(ticks))
                 for message in messages:
                     if "checked" in message:
-                        words |= message
+                        heard.checked = Checked.of(message)
                     elif "ended" in message:  # it has nothing left to do, whatever a library's threads may think
-                        words |= message
+                        heard.ended = Ended.of(message)
                         late = late or loop.call_later(LINGER_SECONDS, process.kill)
                     elif "knobs" in message:
                         with suppress(LimbeckError):  # a full disk: they are said again at the next start, to no harm
                             await self._ledger.index.drop_knobs(record.run_id, int(message["knobs"]))
                     elif "checkpoint" in message:
                         self._saved(record, message)
-        except (ValueError, TypeError, KeyError) as fault:  # it speaks nonsense: an end without a word
+        except NONSENSE as fault:  # it speaks nonsense: an end without a word
             self._ledger.log(record).error("the run's process cannot be understood: %s", fault)
         finally:
             if late is not None:
                 late.cancel()
-        return words
 
     def _saved(self, record: Record, message: dict[str, Any]) -> None:
         """A checkpoint that was asked for is there, or cannot be."""
-        waiting = record.saving.pop(int(message["checkpoint"]), None)
+        waiting = record.saving.get(int(message["checkpoint"]))
         if waiting is None or waiting.done():
             return
         if message.get("error"):
-            waiting.set_exception(channel.error_of(message["error"]))
+            waiting.set_exception(error_of(message["error"]))
             return
         saved = checkpoint_of(self._ledger.folder(record), int(message["step"]))
         if saved is None:  # rotated away already
@@ -257,7 +271,7 @@ class Works:
 
     # ------------------------------------------------------------------------------------------------- what it means
 
-    async def _settle(self, record: Record, words: dict[str, Any], error: Error, *, check: bool) -> None:
+    async def _settle(self, record: Record, heard: Heard, error: Error, *, check: bool) -> None:
         """Write down what the end of a run's process means; `error`: why it fails, where that is what it does."""
         ledger = self._ledger
         if record.late is not None:
@@ -269,11 +283,13 @@ class Works:
         await ledger.follow(record)
         with suppress(LimbeckError):  # it is our error that counts
             if check:
-                await self._settle_check(record, words, error)
-            elif self._is_locked(words):
+                await self._settle_check(record, heard.checked, error)
+            elif heard.error is not None and heard.error.reason is Reason.RUN_LOCKED:
+                # another process works on it, `limbeck resume` say
                 record.not_before = time.monotonic() + LOCKED_SECONDS
             else:
-                await self.settle(record, End(words.get("ended"), error, self.closing))
+                word = None if heard.ended is None else heard.ended.how
+                await self.settle(record, End(word, error, self.closing))
         record.mark, record.want, record.killed = "", "", False
         if record.state in (ev.RUN_STATE_SUCCEEDED, ev.RUN_STATE_CANCELLED):
             with suppress(LimbeckError):
@@ -286,8 +302,8 @@ class Works:
         if follows is not None:
             await self._ledger.say(record, *follows)
 
-    async def _settle_check(self, record: Record, words: dict[str, Any], error: Error) -> None:
-        is_good = _found_good(words.get("checked"))
+    async def _settle_check(self, record: Record, checked: Checked | None, error: Error) -> None:
+        is_good = _found_good(checked)
         self._looks.note(self._ledger.index.recipe(record.run_id), good=is_good)
         if record.want:
             state = ev.RUN_STATE_CANCELLED if record.want == "cancel" else ev.RUN_STATE_PAUSED
@@ -297,38 +313,30 @@ class Works:
         elif not self.closing:
             await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 
-    def _error(self, words: dict[str, Any], said: str) -> Error | None:
+    def _error(self, told: LimbeckError, said: str) -> Error:
         """The error that a process told of, as clients see it; of one that nobody expected also where it came from."""
-        try:
-            fields = words.get("checked", words).get("error")
-            error = self._ledger.public_error(channel.error_of(fields)) if fields else None
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return None
-        if error is not None and error.reason == Reason.INTERNAL:
+        error = self._ledger.public_error(told)
+        if told.reason is Reason.INTERNAL:
             add_last_lines(error, self._ledger.workspace.public(said))
         return error
 
-    def _is_locked(self, words: dict[str, Any]) -> bool:
-        """Whether the process left since another one works on the run, `limbeck resume` say."""
-        return bool(words.get("error")) and words["error"].get("reason") == Reason.RUN_LOCKED
-
     # ------------------------------------------------------------------------------------------------------- a look
 
-    async def check(self, recipe: str) -> dict[str, Any]:
-        """What a look at a recipe finds: `checked` of the channel.
+    async def check(self, recipe: str) -> Checked:
+        """What a look at a recipe finds.
 
         Raises RUN_CRASHED, DISK_FULL, SERVER_UNAVAILABLE where the server ends meanwhile.
         """
         workspace, ident = self._ledger.workspace, uuid4().hex
         file = workspace.recipe_file(ident)
-        found: dict[str, Any] | None = None
+        found: Checked | None = None
         async with self.checking:
             if self.closing:  # meanwhile
                 raise _shutting_down()
             output = os.memfd_create("limbeck-check", os.MFD_CLOEXEC)
             try:
                 write_atomic(file, recipe)
-                start = channel.Start("check", file, workspace.root, workspace.read)
+                start = Start("check", file, workspace.root, workspace.read)
                 try:
                     process = self._looking = await RunProcess.start(start, ident, output, self._command)
                 except OSError as fault:
@@ -341,15 +349,15 @@ class Works:
                 os.close(output)
                 file.unlink(missing_ok=True)
 
-    async def _checked(self, process: RunProcess, output: int) -> dict[str, Any]:
+    async def _checked(self, process: RunProcess, output: int) -> Checked:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._limits.check_seconds
         late = loop.call_at(end, process.kill)
-        found: dict[str, Any] | None = None
+        found: Checked | None = None
         try:
-            with suppress(ValueError):
+            with suppress(*NONSENSE):  # an end without a word
                 async for messages in process.messages():
-                    found = next((message["checked"] for message in messages if "checked" in message), found)
+                    found = next((Checked.of(message) for message in messages if "checked" in message), found)
         finally:
             late.cancel()
             code = await asyncio.shield(process.end())
@@ -378,9 +386,9 @@ class Works:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _found_good(checked: dict[str, Any] | None) -> bool:
+def _found_good(checked: Checked | None) -> bool:
     """Whether a look found nothing wrong, by what its process said."""
-    return checked is not None and checked["error"] is None
+    return checked is not None and checked.error is None
 
 
 def _kill_late(record: Record, process: RunProcess) -> None:

@@ -62,6 +62,22 @@ def test_the_last_lines_of_a_crash_are_its_last_and_not_a_list_of_modules(place:
     asyncio.run(main())
 
 
+def test_a_log_that_cannot_be_read_keeps_no_run_from_its_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*about: Any) -> bytes:
+        raise OSError(errno.EIO, "the disk fails")
+
+    async def main() -> None:
+        place.script(TRAINING, ["print", "last words"], ["exit", 7])
+        async with place.hosting() as host:
+            monkeypatch.setattr(os, "pread", fails)
+            run_id = await create(host, place.recipe())
+            run = await reach(host, run_id, "failed")
+            assert [problem.message for problem in run.error.problems] == ["it ended with exit code 7"]
+            await until(lambda: host._ledger.find(run_id).process is None)
+
+    asyncio.run(main())
+
+
 def test_a_long_log_is_put_aside_before_the_next_attempt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "LARGEST_LOG", 100)
 

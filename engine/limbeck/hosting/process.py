@@ -119,10 +119,17 @@ def how(code: int) -> str:
 
 
 def last_lines(descriptor: int, begin: int, most: int = 4000) -> str:
-    """The end of what a process printed into a file from byte `begin` on, at most `most` characters, whole lines."""
-    size = os.fstat(descriptor).st_size
-    start = max(min(begin, size), size - _TAIL_BYTES)  # somebody may have emptied it
-    text = _CODES.sub("", os.pread(descriptor, size - start, start).decode(errors="replace"))
+    """The end of what a process printed into a file from byte `begin` on, at most `most` characters, whole lines.
+
+    Empty where the file cannot be read.
+    """
+    try:
+        size = os.fstat(descriptor).st_size
+        start = max(min(begin, size), size - _TAIL_BYTES)  # somebody may have emptied it
+        printed = os.pread(descriptor, size - start, start)
+    except OSError:
+        return ""
+    text = _CODES.sub("", printed.decode(errors="replace"))
     # faulthandler ends with a list of all modules in C, longer than all that it says before
     lines = (line for line in text.splitlines() if not line.startswith("Extension modules: "))
     told = "\n".join("".join(sign for sign in line if sign.isprintable() or sign == "\t") for line in lines).strip()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
+from limbeck.hosting import works
 from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder
 from limbeck.v1 import event_pb2 as ev
@@ -115,6 +116,45 @@ def test_a_run_that_is_resumed_by_hand_is_followed(place: Place) -> None:
 
     async def reach_by_hand(host: Any, run_id: str) -> None:
         await until(lambda: host.get(run_id).state == ev.RUN_STATE_TRAINING)
+
+    asyncio.run(main())
+
+
+def test_a_run_that_is_done_by_hand_during_its_look_stays_done(place: Place) -> None:
+    async def main() -> None:
+        place.script(check="hang")
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            record = host._ledger.find(run_id)
+            await until(lambda: record.process)
+            with RunFolder(place.root / "runs" / "a") as folder, EventLog(folder.events, run_id) as log:
+                log.emit(ev.StateChanged(state=ev.RUN_STATE_SUCCEEDED))
+            place.go()
+            await until(lambda: record.task is None)
+            assert host.get(run_id).state == ev.RUN_STATE_SUCCEEDED
+            assert place.states() == ["created", "validating", "succeeded"]
+
+    asyncio.run(main())
+
+
+def test_a_run_whose_folder_is_held_when_its_look_ends_is_queued_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(works, "LOCKED_SECONDS", 3600.0)
+
+    async def main() -> None:
+        place.script(check="hang")
+        async with place.hosting() as host:
+            run_id = await create(host, place.recipe())
+            record = host._ledger.find(run_id)
+            await until(lambda: record.process)
+            with RunFolder(place.root / "runs" / "a"):
+                for _ in range(2):  # the second time its look is remembered
+                    place.go()
+                    await until(lambda: record.not_before and record.task is None)
+                    assert (record.state, record.checked, record.turn) == (ev.RUN_STATE_VALIDATING, False, 0)
+                    record.not_before = 0.0
+            await reach(host, run_id, "succeeded")
 
     asyncio.run(main())
 

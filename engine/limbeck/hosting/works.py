@@ -101,7 +101,7 @@ class Works:
                     await self._attempt(record, check=True)
         except Exception:  # a fault of ours, in one run: the others go on
             self._ledger.log(record).exception("the run's keeper failed")
-            record.not_before = time.monotonic() + LOCKED_SECONDS
+            _later(record)
         finally:
             record.task = None
             self.pump()
@@ -112,15 +112,19 @@ class Works:
         async with record.lock:
             if record.state != ev.RUN_STATE_VALIDATING or self.closing:
                 return False
-            if self._looks.good(self._ledger.index.recipe(record.run_id)):
-                with suppress(LimbeckError):  # another process is in its folder: as where nothing is remembered
-                    await self._enqueue(record)
-                    return True
-            return False
+            is_good = self._looks.good(self._ledger.index.recipe(record.run_id))
+            if is_good:
+                await self._enqueue(record)
+            return is_good
 
     async def _enqueue(self, record: Record) -> None:
+        """Put a run into the queue whose recipe is good; later where another process works on it."""
         record.checked, record.turn = True, self._ledger.next_turn()
-        await self._ledger.say(record, ev.RUN_STATE_QUEUED)
+        try:
+            await self._ledger.say(record, ev.RUN_STATE_QUEUED)
+        except LimbeckError:
+            record.checked, record.turn = False, 0
+            _later(record)
 
     async def _attempt(self, record: Record, *, check: bool) -> None:
         """One process for a run, from its start to what its end means."""
@@ -187,7 +191,7 @@ class Works:
         if not self._ledger.is_there(record):
             await self._ledger.leave(record)
         elif isinstance(fault, LimbeckError) and fault.reason in (Reason.RUN_LOCKED, Reason.DISK_FULL):
-            record.not_before = time.monotonic() + LOCKED_SECONDS
+            _later(record)
             if fault.reason == Reason.DISK_FULL and not record.unsaid.events:
                 await self._ledger.say(record, ev.RUN_STATE_FAILED, self._ledger.public_error(fault))
         else:
@@ -281,15 +285,16 @@ class Works:
             if not waiting.done():
                 waiting.set_exception(not_training(record))
         await ledger.follow(record)
-        with suppress(LimbeckError):  # it is our error that counts
+        try:
             if check:
                 await self._settle_check(record, heard.checked, error)
             elif heard.error is not None and heard.error.reason is Reason.RUN_LOCKED:
-                # another process works on it, `limbeck resume` say
-                record.not_before = time.monotonic() + LOCKED_SECONDS
+                _later(record)  # another process works on it, `limbeck resume` say
             else:
                 word = None if heard.ended is None else heard.ended.how
                 await self.settle(record, End(word, error, self.closing))
+        except LimbeckError:  # another process works on it by now
+            _later(record)
         record.mark, record.want, record.killed = "", "", False
         if record.state in (ev.RUN_STATE_SUCCEEDED, ev.RUN_STATE_CANCELLED):
             with suppress(LimbeckError):
@@ -305,6 +310,8 @@ class Works:
     async def _settle_check(self, record: Record, checked: Checked | None, error: Error) -> None:
         is_good = _found_good(checked)
         self._looks.note(self._ledger.index.recipe(record.run_id), good=is_good)
+        if record.state != ev.RUN_STATE_VALIDATING:  # another process took it meanwhile, and has told its state
+            return
         if record.want:
             state = ev.RUN_STATE_CANCELLED if record.want == "cancel" else ev.RUN_STATE_PAUSED
             await self._ledger.say(record, state)
@@ -389,6 +396,11 @@ class Works:
 def _found_good(checked: Checked | None) -> bool:
     """Whether a look found nothing wrong, by what its process said."""
     return checked is not None and checked.error is None
+
+
+def _later(record: Record) -> None:
+    """Try a run again, but not at once."""
+    record.not_before = time.monotonic() + LOCKED_SECONDS
 
 
 def _kill_late(record: Record, process: RunProcess) -> None:

@@ -220,6 +220,11 @@ def unexpected(error: BaseException) -> LimbeckError:
     return LimbeckError(Reason.INTERNAL, told(error), problems)
 
 
+def shutting_down() -> LimbeckError:
+    """Why a server that is about to end does not do what it is asked."""
+    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")
+
+
 def counted(number: int, plural: str) -> str:
     """`1 row`, `2,000 rows`: a count with its noun, given in the plural."""
     return f"{number:,} {plural.removesuffix('s') if number == 1 else plural}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, shutting_down
 from limbeck.files import write_atomic
 from limbeck.hosting.channel import NONSENSE, Checked, Ended, Start, error_of
 from limbeck.hosting.checkpoints import checkpoint_of
@@ -339,7 +339,7 @@ class Works:
         found: Checked | None = None
         async with self.checking:
             if self.closing:  # meanwhile
-                raise _shutting_down()
+                raise shutting_down()
             output = os.memfd_create("limbeck-check", os.MFD_CLOEXEC)
             try:
                 write_atomic(file, recipe)
@@ -369,7 +369,7 @@ class Works:
             late.cancel()
             code = await asyncio.shield(process.end())
         if found is None and self.closing:
-            raise _shutting_down()
+            raise shutting_down()
         if found is None:
             ended = self._too_late if loop.time() >= end else how(code)
             problems = [Problem(f"the look at the recipe ended {ended}")]
@@ -406,10 +406,6 @@ def _later(record: Record) -> None:
 def _kill_late(record: Record, process: RunProcess) -> None:
     record.killed = True
     process.kill()
-
-
-def _shutting_down() -> LimbeckError:
-    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")
 
 
 def _crashed(text: str) -> LimbeckError:

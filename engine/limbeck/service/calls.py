@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import shutting_down
 from limbeck.service.gate import CALL
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -36,8 +36,3 @@ class Calls:
 
     def _over(self) -> None:
         self.under_way -= 1
-
-
-def shutting_down() -> LimbeckError:
-    """Why a call ends while the server drains."""
-    return LimbeckError(Reason.SERVER_UNAVAILABLE, "The server is shutting down; ask again, here or elsewhere.")

@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 
 import grpc
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, shutting_down
 from limbeck.hosting.public import without_paths
 from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Caller
-from limbeck.service.calls import shutting_down
 from limbeck.service.config import Limits, Timing
 from limbeck.service.host import TeacherHost
 from limbeck.service.metrics import Metrics

@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 
-from limbeck.errors import LimbeckError, Problem, Reason, nearest
+from limbeck.errors import LimbeckError, Problem, Reason, nearest, shutting_down
 from limbeck.hosting.public import without_paths
 from limbeck.interfaces import TeacherInfo
 from limbeck.service.auth import Access
-from limbeck.service.calls import Calls, shutting_down
+from limbeck.service.calls import Calls
 from limbeck.service.config import ServeConfig
 from limbeck.service.gate import CALL
 from limbeck.service.generate_stream import GenerateStream

@@ -184,7 +184,7 @@ def _follow(client: Client, run_id: str, folder: Path, history: Path) -> None:
             try:
                 for event in client.watch(run_id, after=last):
                     if not is_written(event):
-                        (folder / "errors").open("a").write(f"{run_id}: {event.sequence} came before it was written\n")
+                        _complain(folder, f"{run_id}: {event.sequence} came before it was written")
                         return
                     file.write(f"{event.sequence} {packed(event)}\n")
                     file.flush()
@@ -192,11 +192,16 @@ def _follow(client: Client, run_id: str, folder: Path, history: Path) -> None:
                     state = state_of(event.state_changed.state) if event.state_changed.state else ""
             except LimbeckError as error:
                 if error.reason not in EXPECTED:
-                    (folder / "errors").open("a").write(f"{run_id}: {error}\n")
+                    _complain(folder, f"{run_id}: {error}")
                     return
             if state in ("succeeded", "cancelled"):
                 return
             time.sleep(0.5)  # a run that failed may go on
+
+
+def _complain(folder: Path, text: str) -> None:
+    with (folder / "errors").open("a") as errors:
+        errors.write(f"{text}\n")
 
 
 def _looker(history: Path, after: int) -> Callable[[Event], bool]:

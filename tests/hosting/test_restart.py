@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import threading
 from typing import Any
 
 import pytest
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.hosting import works
+from limbeck.hosting.recovery import Recovery
 from limbeck.runs.events import EventLog
 from limbeck.runs.folder import RunFolder
 from limbeck.v1 import event_pb2 as ev
@@ -34,6 +37,35 @@ def test_one_server_for_a_workspace(place: Place) -> None:
         with pytest.raises(LimbeckError, match="is a link") as caught:
             await place.host().start()
         assert caught.value.reason == Reason.SERVER_INVALID
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_leaves_nothing_open(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(self: Recovery) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async def main() -> None:
+        opened = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Recovery, "run", fails)
+            with pytest.raises(RuntimeError):
+                await place.host().start()
+        assert len(os.listdir("/proc/self/fd")) == opened
+        async with place.hosting():
+            pass
+
+    asyncio.run(main())
+
+
+def test_a_host_that_is_closed_has_no_thread_that_reads_recipes(place: Place) -> None:
+    async def main() -> None:
+        place.script()
+        before = set(threading.enumerate())
+        async with place.hosting() as host:
+            await reach(host, await create(host, place.recipe()), "succeeded")
+            (reader,) = (one for one in set(threading.enumerate()) - before if one.name.startswith("limbeck-recipe"))
+        await asyncio.to_thread(reader.join)
 
     asyncio.run(main())
 

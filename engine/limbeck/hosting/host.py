@@ -8,7 +8,7 @@ import binascii
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 from limbeck.errors import LimbeckError, Problem, Reason
@@ -56,7 +56,7 @@ class RunHost:
     ) -> None:
         self._workspace, self._limits, self._log, self._command = workspace, limits, log, command
         self._registry = load_plugins()
-        self._lock: FolderLock | None = None
+        self._held = AsyncExitStack()  # what is let go of at the end
         self._looks = 0
         self._patrol: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -65,8 +65,17 @@ class RunHost:
         """Open the index, bring what a former server left to order, and go on with what it had not done.
 
         Raises SERVER_INVALID where another server has this workspace, its own folder there is a link, or its index
-        cannot be used.
+        cannot be used. Whatever it raises, nothing stays open.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self._held.aclose()
+            raise
+        self._works.pump()
+        self._patrol = asyncio.ensure_future(self._look_around())
+
+    async def _start(self) -> None:
         hidden = self._workspace.root / HIDDEN
         if hidden.is_symlink():  # a run's process may have put it there
             problem = Problem(
@@ -75,15 +84,13 @@ class RunHost:
             raise LimbeckError(Reason.SERVER_INVALID, problems=[problem])
         hidden.mkdir(mode=0o700, exist_ok=True)
         try:
-            self._lock = FolderLock(hidden)
+            self._held.callback(FolderLock(hidden).release)
         except LimbeckError as error:
             problem = Problem("another server has this workspace", file=str(self._workspace.root))
             raise LimbeckError(Reason.SERVER_INVALID, problems=[problem]) from error
-        try:
-            self._index = Index(hidden / "runs.sqlite")
-        except BaseException:
-            self._lock.release()
-            raise
+        self._index = Index(hidden / "runs.sqlite")
+        self._held.push_async_callback(self._index.close)
+        self._held.callback(self._workspace.close)
         self._ledger = Ledger(self._workspace, self._index, self._log)
         self._retention = Retention(self._ledger, self._limits)
         self._works = Works(self._ledger, self._limits, self._retention, self._command)
@@ -92,8 +99,6 @@ class RunHost:
         self._recovery = Recovery(self._ledger, self._admission, self._works, self._retention)
         await self._recovery.run()
         await self._retention.apply()
-        self._works.pump()
-        self._patrol = asyncio.ensure_future(self._look_around())
 
     async def close(self, grace: float) -> None:
         """End the processes of all runs, within `grace` seconds where they can go on, and let go of the workspace."""
@@ -105,9 +110,7 @@ class RunHost:
         for record in list(self._ledger.records.values()):
             if record.dirty:
                 await self._ledger.save(record)
-        await self._index.close()
-        assert self._lock is not None
-        self._lock.release()
+        await self._held.aclose()
 
     # -------------------------------------------------------------------------------------------------------- recipes
 

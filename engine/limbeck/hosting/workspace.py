@@ -63,6 +63,10 @@ class Workspace:
         finally:
             self._waiting -= 1
 
+    def close(self) -> None:
+        """Read no more recipes in a thread; one that is being read is read to its end."""
+        self._reader.shutdown(wait=False)
+
     def reload(self, file: Path, registry: Registry) -> Recipe:
         """The recipe in `file`, right before it is used: what was inside may lead outside by now.
 

@@ -40,7 +40,7 @@ from rich.table import Table
 from limbeck.client import Client, Event, RestartPolicy, Run, connect
 from limbeck.client.records import state_of
 from limbeck.errors import LimbeckError, Reason
-from limbeck.hosting.public import make_public
+from limbeck.hosting.public import Public, make_public
 from limbeck.hosting.workspace import Workspace
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "tok_a"
@@ -389,13 +389,13 @@ def _lines(file: Path) -> list[str]:
     return file.read_text("utf-8").split("\n")[:-1]
 
 
-def _told(line: str, public: Callable[[str], str]) -> Event:
+def _told(line: str, public: Public) -> Event:
     event = json_format.Parse(line, Event())
     make_public(event, public)
     return event
 
 
-def unwritten(seen: Iterable[tuple[int, str]], lines: list[str], public: Callable[[str], str]) -> Iterator[str]:
+def unwritten(seen: Iterable[tuple[int, str]], lines: list[str], public: Public) -> Iterator[str]:
     """What was sent though it is not in the history, byte for byte."""
     for number, event in sorted(set(seen)):
         if number > len(lines):

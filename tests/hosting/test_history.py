@@ -11,7 +11,7 @@ import pytest
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.hosting import history as module
 from limbeck.hosting.history import History
-from limbeck.hosting.public import without_paths
+from limbeck.hosting.public import Public
 from limbeck.hosting.record import Record
 from limbeck.runs.events import EventLog
 from limbeck.signals.messages import error_message
@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def new(folder: Path) -> tuple[History, Record, EventLog]:
     record = Record(1, "r", pb.Run(run_id="x"))
     LOGS.append(EventLog(folder / "events.jsonl", "x"))
-    return History(record, folder / "events.jsonl", without_paths), record, LOGS[-1]
+    return History(record, folder / "events.jsonl", Public()), record, LOGS[-1]
 
 
 async def all_of(history: History, after: int = 0) -> list[int]:
@@ -77,7 +77,7 @@ def test_a_second_history_reads_what_it_has_not_seen(tmp_path: Path) -> None:
         for _ in range(60):
             log.emit(ev.Progress(done=1))
         await history.advance()
-        again = History(record, tmp_path / "events.jsonl", without_paths)
+        again = History(record, tmp_path / "events.jsonl", Public())
         assert await all_of(again) == list(range(1, 61))
         log.emit(ev.Progress(done=2))
         await again.advance()
@@ -151,7 +151,7 @@ def test_damage_is_told_where_it_is(tmp_path: Path) -> None:
         assert caught.value.reason == Reason.LOG_DAMAGED
         assert await all_of(history) == list(range(1, 21))
         record.run.last_sequence = 40  # it was whole when the index was written
-        again = History(record, tmp_path / "events.jsonl", without_paths)
+        again = History(record, tmp_path / "events.jsonl", Public())
         assert [ev.Event.FromString(raw).sequence for raw in await again.read(15, 10_000)] == list(range(16, 21))
         with pytest.raises(LimbeckError) as caught:
             await again.read(20, 700)
@@ -177,7 +177,13 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
     async def main() -> None:
         history, record, log = new(tmp_path)
         said = "no /srv/limbeck/secret/x.bin, see unix:///srv/limbeck/y and PATH:/srv/limbeck/z"
-        files = ("/srv/limbeck/secret/rows.jsonl", "/srv/a b/rows.jsonl", "/x/srv a/rows.jsonl", "~/srv/rows.jsonl")
+        files = (
+            "/srv/limbeck/secret/rows.jsonl",
+            "/srv/a b/rows.jsonl",
+            "/x/srv a/rows.jsonl",
+            "~/srv/rows.jsonl",
+            "../srv/rows.jsonl",
+        )
         hint = "look at /srv/limbeck/secret/h"
         problems = [Problem(said, file, 3, 9, "/srv/limbeck/secret/f", hint) for file in (*files, "recipe", None)]
         failed = error_message(LimbeckError(Reason.DATA_INVALID, said, problems))
@@ -197,8 +203,8 @@ def test_watchers_are_told_no_paths_of_this_machine_whatever_the_file_says(tmp_p
         assert fresh[0].warning.message == "no …/x.bin, see unix://…/y and PATH:…/z"
         assert record.run.error.problems[0].hint == "look at …/h"
         placed = [(problem.file, problem.line, problem.column) for problem in record.run.error.problems]
-        assert placed == [("…/rows.jsonl", 3, 9)] * 4 + [("recipe", 3, 9), ("", 3, 9)]
-        assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 11
+        assert placed == [("…/rows.jsonl", 3, 9)] * 5 + [("recipe", 3, 9), ("", 3, 9)]
+        assert (tmp_path / "events.jsonl").read_text().count("/srv/limbeck/secret/x.bin") == 12
         log.emit(own)
         log.emit(ev.Warning(message="long " * 1_000_000))
         await history.advance()

@@ -351,10 +351,16 @@ def test_what_clients_are_told_is_relative_to_the_workspace(root):
     assert workspace.public("see /home/op/models/x.bin") == "see …/x.bin"
     assert workspace.public(f"{real}2/x/y") != "2/x/y"
     assert workspace.public(f"{workspace.recipe_file('0a' * 16)}:3:1: data: odd") == "recipe:3:1: data: odd"
-    assert workspace.relative(real / "runs" / "a") == "runs/a"
-    assert workspace.relative(Path("/etc/hostname")) == "…/hostname"
+    assert workspace.public.file(str(real)) == "."
+    for path in (real, root):
+        assert workspace.public.file(f"{path}/runs/a (1)/b c/d") == "runs/a (1)/b c/d"
+        assert workspace.public.file(f"{path}/../x/d") == "…/d"
+        assert workspace.problem(Problem("m", file=f"{path}/inside/rows")).file == "inside/rows"
+    for name in ("/etc/hostname", "/etc/a b/hostname", "../etc/hostname", "a/../../hostname", "~/hostname"):
+        assert workspace.public.file(name) == "…/hostname"
     placed = workspace.problem(Problem(f"{real}/x is bad", file=str(real / "inside" / "rows.jsonl"), line=3))
     assert placed == Problem("x is bad", file="inside/rows.jsonl", line=3)
+    assert workspace.problem(Problem("m", field=f"{real}/x", hint=f"{real}/y")) == Problem("m", field="x", hint="y")
     assert workspace.problem(Problem("m", file=str(workspace.recipe_file("9")))).file == "recipe"
     assert workspace.values({"a": [f"{real}/b", 3, None]}) == {"a": ["b", 3, None]}
 

@@ -328,12 +328,12 @@ def test_errors_of_any_size_fit_the_trailers_of_a_call(text):
     ],
 )
 def test_paths_of_the_server_stay_at_home(text, public):
-    error = LimbeckError(Reason.MODEL_INVALID, text, [Problem(text, "/srv/secret", 3, 9, text, text)])
+    error = LimbeckError(Reason.MODEL_INVALID, text, [Problem(text, "/srv/secret/f", 3, 9, text, text)])
     for placed in (False, True):
         message = wire_error(error, placed=placed)
         (problem,) = message.problems
         assert {message.message, problem.message, problem.field, problem.hint} == {public}
-        assert (problem.file, problem.line, problem.column) == ("", 0, 0)
+        assert (problem.file, problem.line, problem.column) == (("…/f", 3, 9) if placed else ("", 0, 0))
         assert "secret" not in str(message)
 
 
@@ -341,7 +341,9 @@ def test_paths_of_the_server_stay_at_home(text, public):
     ("file", "told"),
     [
         *((name, name) for name in ("recipe", "rows.jsonl", "data/a b/..c.jsonl", "…/rows.jsonl")),
-        *((name, "") for name in ("/rows.jsonl", "~/rows.jsonl", "~ann/rows", "../rows", "a/../../rows", "", None)),
+        *((name, "…/rows") for name in ("/rows", "/srv/a b/rows", "~/rows", "~ann/rows", "../rows", "a/../../rows")),
+        ("", ""),
+        (None, ""),
     ],
 )
 def test_files_are_told_by_services_whose_clients_know_them_alone(file, told):

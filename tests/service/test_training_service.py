@@ -154,7 +154,7 @@ def test_errors_hold_no_path_of_the_server(served, runs, tmp_path):
         call = stub.PauseRun(pb.PauseRunRequest(run_id=RUN))
         _, error = await error_from(call)
         assert str(tmp_path) not in f"{error!r} {error} {await call.details()} {await call.trailing_metadata()}"
-        assert error.problems == (Problem("…/rows.jsonl is bad", hint="see …/z"), placed)
+        assert error.problems == (Problem("…/rows.jsonl is bad", "…/x", 3, hint="see …/z"), placed)
 
     served(check)
 

@@ -40,7 +40,7 @@ class Admission:
         run_id = uuid4().hex
         read = await self._ledger.workspace.load_aside(recipe, self._registry, run_id)
         policy = restart or pb.RESTART_POLICY_RESUME
-        output = self._ledger.workspace.relative(read.output)
+        output = self._ledger.workspace.public.file(str(read.output))
         run = pb.Run(run_id=run_id, output=output, owner=owner, restart=policy, knobs=knobs_of(read))
         run.created.CopyFrom(now())
         record = Record(0, request_id, run)

@@ -6,7 +6,7 @@ import asyncio
 import errno
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -15,7 +15,7 @@ from google.protobuf.json_format import Parse, ParseError
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import unlinked
-from limbeck.hosting.public import make_public
+from limbeck.hosting.public import Public, make_public
 from limbeck.hosting.record import ENDED, Record
 from limbeck.v1.event_pb2 import Event
 
@@ -40,7 +40,7 @@ class History:
     `public` says them: without paths of this machine, which the file may hold.
     """
 
-    def __init__(self, record: Record, file: Path, public: Callable[[str], str]) -> None:
+    def __init__(self, record: Record, file: Path, public: Public) -> None:
         self._record, self._file, self._public = record, file, public
         self._recent: deque[Line] = deque()
         self._recent_bytes = 0

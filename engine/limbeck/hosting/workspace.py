@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason, counted
 from limbeck.hosting.borders import Borders
-from limbeck.hosting.public import without_paths
+from limbeck.hosting.public import Public
 from limbeck.plugins import Registry
 from limbeck.recipe import Recipe, read_recipe
 from limbeck.recipe.document import Document
@@ -24,7 +23,6 @@ HIDDEN = ".limbeck"  # the server's own folder in the workspace
 LENT = "LIMBECK_KEY_"  # variables of the server's environment that recipes may name begin so
 MOST_WAITING = 64  # recipes that wait to be read
 OUTSIDE = "must lie in the server's workspace, or in a folder that it lets recipes read"
-_RECIPE = "recipe"  # what a client calls it
 
 
 class Workspace:
@@ -36,9 +34,7 @@ class Workspace:
         self.read = self.borders.read
         self._reader = ThreadPoolExecutor(1, "limbeck-recipe")
         self._waiting = 0
-        names = {os.path.abspath(root), str(self.root)}
-        self._roots = re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, sorted(names)))})(/+|(?![\w.-]))")
-        self._recipes = re.compile(r"(?<![\w./-])\.run-[0-9a-f]{32}\.yaml\b")
+        self.public = Public(os.path.abspath(root), str(self.root))
 
     def load(self, text: str, registry: Registry, run_id: str | None) -> Recipe:
         """The recipe of a run, as if it lay in the workspace; writes nothing.
@@ -78,29 +74,11 @@ class Workspace:
         """Where the recipe of a run lies: in the workspace, so that relative paths mean it."""
         return self.root / f".run-{run_id}.yaml"
 
-    def relative(self, path: Path) -> str:
-        """A path of the workspace as a client sees it; of any other its last name."""
-        try:
-            return path.relative_to(self.root).as_posix()
-        except ValueError:
-            return f"…/{path.name}"
-
-    def public(self, text: str) -> str:
-        """A text without paths of this machine: relative to the workspace there, a run's recipe is `recipe`."""
-        text = self._roots.sub(lambda found: "" if found[1] else ".", text)
-        return without_paths(self._recipes.sub(_RECIPE, text))
-
     def problem(self, problem: Problem) -> Problem:
         """A problem as clients see it: its file relative to the workspace, or "recipe"."""
-        file = problem.file
-        if file is not None:
-            named = Path(file)
-            hidden = named.parent == self.root and named.name.startswith(".run-")
-            file = _RECIPE if hidden else self.relative(named) if named.is_absolute() else self.public(file)
-        hint = problem.hint
-        if hint == WHERE:
-            hint = "relative paths are relative to the server's workspace"
-        return replace(problem, message=self.public(problem.message), file=file, hint=hint and self.public(hint))
+        if problem.hint == WHERE:
+            problem = replace(problem, hint="relative paths are relative to the server's workspace")
+        return self.public.problem(problem)
 
     def error(self, error: LimbeckError) -> LimbeckError:
         """An error as clients see it."""

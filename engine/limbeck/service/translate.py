@@ -11,12 +11,13 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from limbeck.errors import CATALOGUE, LimbeckError, Problem, Reason
-from limbeck.hosting.public import without_paths
+from limbeck.hosting.public import Public
 from limbeck.signals.messages import error_message
 from limbeck.v1 import error_pb2
 
 DETAIL_BYTES = 4 << 10  # base64 and the text beside it keep the trailers under 7 KiB, and gRPC takes 8
 TEXT_BYTES = 512
+_PUBLIC = Public()
 
 
 def public(error: LimbeckError, *, placed: bool = False) -> LimbeckError:
@@ -24,21 +25,11 @@ def public(error: LimbeckError, *, placed: bool = False) -> LimbeckError:
 
     `placed`: its files are named as clients know them, so that they are told, with line and column.
     """
-    problems = [
-        replace(
-            problem if placed and _is_public(problem.file) else replace(problem, file=None, line=None, column=None),
-            message=without_paths(problem.message),
-            field=problem.field and without_paths(problem.field),
-            hint=problem.hint and without_paths(problem.hint),
-        )
+    told = [
+        problem if placed and problem.file else replace(problem, file=None, line=None, column=None)
         for problem in error.problems
     ]
-    return LimbeckError(error.reason, without_paths(error.message), problems)
-
-
-def _is_public(file: str | None) -> bool:
-    """Whether a file's name says nothing of this machine."""
-    return bool(file) and not str(file).startswith(("/", "~")) and ".." not in str(file).split("/")
+    return LimbeckError(error.reason, _PUBLIC(error.message), [_PUBLIC.problem(one) for one in told])
 
 
 def wire_error(error: LimbeckError, *, placed: bool = False) -> error_pb2.Error:

@@ -13,7 +13,8 @@ import pytest
 
 from limbeck.errors import LimbeckError, Reason
 from limbeck.files import AppendLog
-from limbeck.hosting import history, ledger, process
+from limbeck.hosting import ledger, process
+from limbeck.hosting.history import History
 from limbeck.v1 import event_pb2 as ev
 
 from .conftest import HELD, TRAINING, Place, create, reach, until, watch
@@ -155,7 +156,7 @@ def test_a_history_that_cannot_be_read_for_a_while_is_taken_in_later(
             await reach(host, run_id, "paused")
             await until(lambda: host._ledger.find(run_id).task is None)
             with monkeypatch.context() as patch:
-                patch.setattr(history, "_read_slice", none)
+                patch.setattr(History, "_read_slice", none)
                 await host.cancel(run_id)
                 assert place.states()[-2:] == ["paused", "cancelled"]
                 assert host._ledger.find(run_id).damaged
@@ -214,6 +215,7 @@ def test_a_link_that_a_run_has_left_leads_the_server_nowhere(place: Place) -> No
                 with pytest.raises(LimbeckError) as caught:
                     await history.read(0, 1000)
                 assert caught.value.reason == Reason.LOG_DAMAGED
+                assert [problem.file for problem in caught.value.problems] == ["runs/a/events.jsonl"]
 
     asyncio.run(main())
 

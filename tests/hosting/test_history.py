@@ -230,14 +230,14 @@ def test_watchers_wake_together_and_share_what_is_read(tmp_path: Path, monkeypat
     async def main() -> None:
         history, _, log = new(tmp_path)
         reads = 0
-        read_slice = module._read_slice
+        read_slice = History._read_slice
 
         def counted(*about: object) -> object:
             nonlocal reads
             reads += 1
             return read_slice(*about)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(module, "_read_slice", counted)
+        monkeypatch.setattr(History, "_read_slice", counted)
         seen: list[int] = []
 
         async def watcher() -> None:

@@ -86,8 +86,7 @@ class History:
         end = bisect_right(block, self.last, key=lambda line: line.sequence)
         if found := _cut(block[:end], start, most_bytes):
             return found
-        problem = Problem(f"events after {after} are gone", file=self._file.name)
-        raise LimbeckError(Reason.LOG_DAMAGED, problems=[problem])
+        raise self._damaged(f"events after {after} are gone")
 
     async def changed(self, after: int, timeout: float) -> None:
         """Return when there is more after `after`, when the run is over, or after `timeout` seconds."""
@@ -138,9 +137,9 @@ class History:
             offset = self._begin_again()
         if size <= offset:
             return False
-        read = _read_slice(self._file, offset) if size - offset <= AT_ONCE_BYTES else None
+        read = self._read_slice(offset) if size - offset <= AT_ONCE_BYTES else None
         if read is None:
-            read = await asyncio.to_thread(_read_slice, self._file, offset)
+            read = await asyncio.to_thread(self._read_slice, offset)
         lines, fault = read
         taken = False
         for event, length in lines:
@@ -179,15 +178,19 @@ class History:
         problem = Problem(f"{after} is no position of this run's history: {kept}", field="after_sequence")
         return LimbeckError(Reason.CURSOR_INVALID, problems=[problem])
 
+    def _damaged(self, message: str, hint: str | None = None) -> LimbeckError:
+        problem = Problem(message, file=self._public.file(str(self._file)), hint=hint)
+        return LimbeckError(Reason.LOG_DAMAGED, problems=[problem])
+
     # --------------------------------------------------------------------------------------------------- in a thread
 
     def _block_after(self, after: int) -> list[Line]:
         """The block with the event that follows `after`, up to its end as it is now."""
         starts = self._starts
         if not starts:
-            starts = list(_block_starts(self._file, 0))
+            starts = list(self._block_starts(0))
         else:  # what has come since: the last block was not full
-            starts[-1:] = list(_block_starts(self._file, starts[-1][1])) or starts[-1:]
+            starts[-1:] = list(self._block_starts(starts[-1][1])) or starts[-1:]
         self._starts = starts
         number = max(bisect_right(starts, after + 1, key=lambda start: start[0]) - 1, 0)
         block: list[Line] = []
@@ -201,7 +204,7 @@ class History:
             self._blocks.move_to_end(number)
             return self._blocks[number]
         end = starts[number + 1][1] if number + 1 < len(starts) else None
-        lines, fault = _read_slice(self._file, starts[number][1], end)
+        lines, fault = self._read_slice(starts[number][1], end)
         for event, _ in lines:
             make_public(event, self._public)
         block = [Line(event.sequence, event.SerializeToString()) for event, _ in lines]
@@ -213,6 +216,48 @@ class History:
                 self._blocks.popitem(last=False)
         return block
 
+    def _opened(self) -> IO[bytes]:
+        """The file; what a run's process has linked there is not told to its watchers. Raises LOG_DAMAGED."""
+        try:
+            return open(self._file, "rb", opener=unlinked)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise self._damaged("it is a link") from error
+
+    def _read_slice(self, offset: int, end: int | None = None) -> tuple[list[tuple[Event, int]], LimbeckError | None]:
+        """Events of the lines from byte `offset`, with the length of each; what is wrong with the line that follows."""
+        found = []
+        with self._opened() as stream:
+            stream.seek(offset)
+            size = 0
+            while (size < SLICE_BYTES if end is None else offset + size < end) and (raw := stream.readline()):
+                if not raw.endswith(b"\n"):
+                    break  # it is being written, or was torn by a crash: whoever writes next cuts it off
+                try:
+                    found.append((Parse(raw, Event(), ignore_unknown_fields=True), len(raw)))
+                except (ParseError, UnicodeDecodeError):
+                    return found, self._damaged("a line is no event", "lines before it are good")
+                size += len(raw)
+        return found, None
+
+    def _block_starts(self, offset: int) -> Iterator[tuple[int, int]]:
+        """(sequence, offset) of the first event of each block from byte `offset` on, where one begins."""
+        due = offset
+        with self._opened() as stream:
+            stream.seek(offset)
+            for raw in stream:
+                if not raw.endswith(b"\n"):
+                    return
+                if offset >= due:
+                    try:
+                        sequence = Parse(raw, Event(), ignore_unknown_fields=True).sequence
+                    except (ParseError, UnicodeDecodeError):
+                        return
+                    yield sequence, offset
+                    due = offset + BLOCK_BYTES
+                offset += len(raw)
+
 
 def _cut(lines: deque[Line] | list[Line], start: int, most_bytes: int) -> list[bytes]:
     found: list[bytes] = []
@@ -223,49 +268,3 @@ def _cut(lines: deque[Line] | list[Line], start: int, most_bytes: int) -> list[b
             break
         found.append(lines[number].message)
     return found
-
-
-def _opened(file: Path) -> IO[bytes]:
-    """The file; what a run's process has linked there is not told to its watchers. Raises LOG_DAMAGED."""
-    try:
-        return open(file, "rb", opener=unlinked)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise LimbeckError(Reason.LOG_DAMAGED, problems=[Problem("it is a link", file=file.name)]) from error
-
-
-def _read_slice(file: Path, offset: int, end: int | None = None) -> tuple[list[tuple[Event, int]], LimbeckError | None]:
-    """Events of the lines from byte `offset`, with the length of each; what is wrong with the line that follows."""
-    found = []
-    with _opened(file) as stream:
-        stream.seek(offset)
-        size = 0
-        while (size < SLICE_BYTES if end is None else offset + size < end) and (raw := stream.readline()):
-            if not raw.endswith(b"\n"):
-                break  # it is being written, or was torn by a crash: whoever writes next cuts it off
-            try:
-                found.append((Parse(raw, Event(), ignore_unknown_fields=True), len(raw)))
-            except (ParseError, UnicodeDecodeError):
-                problem = Problem("a line is no event", file=file.name, hint="lines before it are good")
-                return found, LimbeckError(Reason.LOG_DAMAGED, problems=[problem])
-            size += len(raw)
-    return found, None
-
-
-def _block_starts(file: Path, offset: int) -> Iterator[tuple[int, int]]:
-    """(sequence, offset) of the first event of each block from byte `offset` on, where one begins."""
-    due = offset
-    with _opened(file) as stream:
-        stream.seek(offset)
-        for raw in stream:
-            if not raw.endswith(b"\n"):
-                return
-            if offset >= due:
-                try:
-                    sequence = Parse(raw, Event(), ignore_unknown_fields=True).sequence
-                except (ParseError, UnicodeDecodeError):
-                    return
-                yield sequence, offset
-                due = offset + BLOCK_BYTES
-            offset += len(raw)

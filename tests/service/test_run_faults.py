@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from limbeck.hosting.public import Public
 from limbeck.runs.events import to_json
 from limbeck.v1.event_pb2 import Event, Log
 
@@ -29,7 +30,7 @@ def test_an_event_that_was_sent_and_is_not_written_is_found(tmp_path: Path) -> N
     lines = [to_json(event) for event in events]
 
     def found(lines: list[str]) -> list[str]:
-        return list(script["unwritten"](seen, lines, lambda text: text))
+        return list(script["unwritten"](seen, lines, Public()))
 
     (tmp_path / "events.jsonl").write_text(f"{lines[0]}\n{lines[1]}")  # it is just being written
     is_written = script["_looker"](tmp_path / "events.jsonl", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -200,12 +201,15 @@ def error_message(error: LimbeckError) -> error_pb2.Error:
 
 
 def problem_message(problem: Problem, most: int | None = None) -> error_pb2.Problem:
-    """A problem as it travels, each of its texts cut at `most` characters."""
+    """A problem as it travels, each of its texts cut at `most` characters; of a longer file the name is left."""
+    file = problem.file or ""
+    if most is not None and len(file) > most:
+        file = f"…/{PurePath(file).name}"
     return error_pb2.Problem(
         message=problem.message[:most],
         field=(problem.field or "")[:most],
         hint=(problem.hint or "")[:most],
-        file=(problem.file or "")[:most],
+        file=file[:most],
         line=problem.line or 0,
         column=problem.column or 0,
     )

@@ -70,6 +70,15 @@ def test_a_student_is_fetched_whole_and_progress_is_told(tmp_path):
     assert len(told) > 50
 
 
+@pytest.mark.parametrize("names", ["n" * 255, "ü" * 127, "n" * 201, "n" * 200])
+def test_names_as_long_as_a_disk_takes_them(names, tmp_path):
+    files = {f"student/{names}": b"one", f"student/{names[:-1]}m": b"two"}
+    runs = served(files=files)
+    with hosting(runs) as address, connect(address) as client:
+        client.fetch(RUN, tmp_path)
+    assert tree(tmp_path) == files
+
+
 @pytest.mark.parametrize(
     ("path", "prefix"), [(".", ""), ("", ""), ("report/report.json", "report/"), ("student/", "student/")]
 )
@@ -332,7 +341,8 @@ HOSTILE = [
     "student\\..\\x",
     "student/a\nb",
     "student/\x00",
-    "student/" + "n" * 250,
+    "student/" + "n" * 256,
+    "student/" + "ü" * 128,
 ]
 
 

@@ -20,7 +20,8 @@ from limbeck.files import disk_errors, existing_parent, fsync_folder, sha256_fil
 from limbeck.v1 import training_service_pb2 as pb
 
 EVERYTHING = "."
-MOST_NAME = 200  # bytes of a file's name: there must be room for that of what came so far
+MOST_NAME = 255  # bytes of a file's name, by Linux's own rule
+_MOST_STEM = 200  # of it that the name of what came so far begins with: there must be room for the rest
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -134,6 +135,8 @@ class _File:
     def __init__(self, link: Link, run_id: str, artifact: Artifact, place: Path, tell: Callable[[int], object]) -> None:
         self._link, self._run_id, self._artifact, self._place, self._tell = link, run_id, artifact, place, tell
         self._stem = f".{place.name}"
+        if len(place.name.encode()) > _MOST_STEM:
+            self._stem = f".{hashlib.sha256(place.name.encode()).hexdigest()}"
         known = f".{artifact.sha256[:16]}" if artifact.sha256 else ""
         self._partial = place.with_name(f"{self._stem}{known}.partial")
         self._sha256 = artifact.sha256

@@ -194,8 +194,13 @@ def working(who: str) -> Iterator[None]:
 
 def told(error: BaseException) -> str:
     """An unexpected exception in one line: its type, its words, and who was at work."""
-    text = f"{type(error).__name__}: {error}"
+    text = sayable(f"{type(error).__name__}: {error}")
     return " ".join([text, *(f"({note})" for note in getattr(error, "__notes__", ()))])
+
+
+def sayable(text: str) -> str:
+    """`text` as UTF-8 has it: of half a character, as names of files may hold them, its code."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def extra_missing(error: ModuleNotFoundError) -> LimbeckError | None:

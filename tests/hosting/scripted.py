@@ -151,6 +151,7 @@ class Play:
 
     def mute(self) -> None:
         """The history cannot be written any more."""
+        print("no space left for step 7", file=sys.stderr, flush=True)
         self.line.say(ended="failed", signal=None, error=error_fields(LimbeckError(Reason.DISK_FULL)))
         os._exit(1)
 

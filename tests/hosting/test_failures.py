@@ -127,7 +127,9 @@ def test_a_failure_that_the_history_had_no_room_for(place: Place, monkeypatch: p
             run_id = await create(host, place.recipe())
             run = await reach(host, run_id, "failed")
             assert run.error.reason == Reason.DISK_FULL
+            assert "no space left for step 7" in run.error.problems[-1].message  # what its process said last
             assert not host.history(run_id).over
+            assert host.history(run_id).behind
             assert place.states()[-1] == "training"
         async with place.hosting() as host:  # it is known to the next server too
             assert host.get(run_id).state == ev.RUN_STATE_FAILED

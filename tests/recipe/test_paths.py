@@ -104,6 +104,16 @@ def test_a_home_folder_and_links_are_followed_as_the_system_does(tmp_path, monke
     assert absolute(here / "far", "..") == here
 
 
+def test_what_a_reader_would_wait_for_or_not_find_as_written_is_told(load, text, tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    (problem,) = load(text()).missing_paths()
+    assert "'rows.jsonl' is neither a file nor a folder" in problem.message
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (problem,) = load(text().replace("rows.jsonl", "rows.jsonl/")).missing_paths()
+    assert "'rows.jsonl/' is not a folder" in problem.message
+
+
 def test_a_link_that_leads_nowhere_is_told_as_such(load, text, tmp_path):
     (tmp_path / "rows.jsonl").symlink_to(tmp_path / "gone.jsonl")
     (problem,) = load(text()).missing_paths()

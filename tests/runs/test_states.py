@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, unexpected
 from limbeck.runs.events import EventLog, append_event, read_events
 from limbeck.runs.states import OF_STAGE, States, last_state
 from limbeck.runs.stopping import StopSignal
+from limbeck.signals.messages import error_of
 from limbeck.v1 import event_pb2 as pb
 
 
@@ -129,3 +130,26 @@ def test_a_word_between_two_attempts_is_of_the_one_before(tmp_path: Path) -> Non
     assert [event.sequence for event in events] == [1, 2, 3, 4]
     assert events[2].HasField("warning")
     assert events[3] == failed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        unexpected(RuntimeError("no row in a\udcff.txt")),
+        LimbeckError(
+            Reason.DATA_INVALID, problems=[Problem("no row in a\udcff.txt", file="a\udcff.txt", field="\ud800")]
+        ),
+    ],
+)
+def test_an_error_with_half_a_character_as_names_of_files_may_have_it_is_told_with_its_code(
+    error: LimbeckError,
+) -> None:
+    state = last_state(pb.RunFailed(), error, whole=True)
+    assert "no row in a\\udcff.txt" in str(error_of(state.error))
+
+
+def test_last_lines_say_what_to_do_where_nothing_else_does() -> None:
+    said = last_state(pb.RunFailed(), unexpected(RuntimeError("gone")), "Traceback", whole=True).error.problems
+    assert "newest checkpoint" in said[-1].hint
+    told = LimbeckError(Reason.DATA_INVALID, problems=[Problem("no", hint="yes")])
+    assert not last_state(pb.RunFailed(), told, "Traceback", whole=True).error.problems[-1].hint

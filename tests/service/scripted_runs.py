@@ -21,7 +21,7 @@ class ScriptedHistory:
 
     def __init__(self) -> None:
         self.events: list[bytes] = []
-        self.oldest, self.over = 1, False
+        self.oldest, self.over, self.behind = 1, False, False
         self.waiting = 0
         self._bell = asyncio.Event()
 

@@ -245,6 +245,19 @@ def test_an_idle_watcher_hears_that_the_server_lives_and_is_let_go_in_the_end(se
     served(check, timing=Timing(alive=0.02, idle=0.3, poll=0.01))
 
 
+def test_a_watcher_of_news_that_the_disk_has_no_room_for_is_told_so(served, runs):
+    async def check(stub, _):
+        runs.past.say("one")
+        runs.past.behind = True
+        call = stub.WatchRun(pb.WatchRunRequest(run_id=RUN))
+        assert [event.sequence for event in (await call.read()).events.events] == [1]  # what is there comes first
+        _, error = await error_from(call)
+        assert error.reason is Reason.DISK_FULL
+        assert "GetRun tells what the run is in" in error.problems[0].hint
+
+    served(check, timing=Timing(alive=0.02, poll=0.01))
+
+
 def test_a_server_that_drains_lets_its_watchers_go_and_its_runs_rest(served, runs):
     async def check(stub, served):
         runs.past.say("one")

@@ -65,6 +65,11 @@ class History:
         """Whether nothing follows the last event, unless the run is resumed."""
         return self._record.state in ENDED and not self._record.unsaid.events
 
+    @property
+    def behind(self) -> bool:
+        """Whether the run's state has changed, and the history does not tell it yet."""
+        return bool(self._record.unsaid.events)
+
     async def read(self, after: int | None, most_bytes: int) -> list[bytes]:
         """Encoded events that follow `after`, None for the oldest: at least one, if there is any.
 

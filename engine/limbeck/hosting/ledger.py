@@ -38,6 +38,7 @@ class Ledger:
         self.workspace, self.index = workspace, index
         self._log = log
         self.records: dict[str, Record] = {}
+        self._behind = False  # whether the log tells that the index cannot be written
 
     def log(self, record: Record) -> Log:
         """The log, with the run."""
@@ -108,7 +109,11 @@ class Ledger:
             record.dirty = True
             if must:
                 raise
-            self.log(record).warning("the index of runs is behind: %s", error)
+            if not self._behind:
+                self.log(record).warning("the index of runs is behind: %s", error)
+            self._behind = True
+        else:
+            self._behind = False
 
     async def follow(self, record: Record, until: int | None = None) -> None:
         """Take in what is new in a run's history, up to event `until`; what cannot be read now is read later."""

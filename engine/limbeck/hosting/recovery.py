@@ -15,7 +15,7 @@ from limbeck.files import FolderLock
 from limbeck.hosting.admission import Admission
 from limbeck.hosting.kin import end_marked
 from limbeck.hosting.ledger import Ledger
-from limbeck.hosting.outcome import End
+from limbeck.hosting.outcome import GO_ON, End
 from limbeck.hosting.record import ENDED, WORKING, Record
 from limbeck.hosting.retention import Retention
 from limbeck.hosting.works import Works
@@ -69,7 +69,8 @@ class Recovery:
                 cancelled = record.want == "cancel"
                 await ledger.say(record, ev.RUN_STATE_CANCELLED if cancelled else ev.RUN_STATE_PAUSED)
         elif record.mark and await self._let_go(record):
-            crash = LimbeckError(Reason.RUN_CRASHED, problems=[Problem("the server ended while it worked on the run")])
+            problem = Problem("the server ended while it worked on the run", hint=GO_ON)
+            crash = LimbeckError(Reason.RUN_CRASHED, problems=[problem])
             await self._works.settle(record, End(None, ledger.public_error(crash), server=True))
         elif record.state in WORKING and await self._let_go(record):
             await self.lost(record)
@@ -82,7 +83,7 @@ class Recovery:
 
     async def lost(self, record: Record) -> None:
         """A run that was resumed by hand works no more, and said no last word."""
-        problem = Problem("the process that worked on it, not one of the server, ended without a word")
+        problem = Problem("the process that worked on it, not one of the server, ended without a word", hint=GO_ON)
         error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=[problem]))
         await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 

@@ -18,7 +18,7 @@ from limbeck.hosting.checkpoints import checkpoint_of
 from limbeck.hosting.ledger import Ledger
 from limbeck.hosting.limits import RunLimits
 from limbeck.hosting.looks import Looks
-from limbeck.hosting.outcome import End, outcome
+from limbeck.hosting.outcome import GO_ON, End, outcome
 from limbeck.hosting.process import RunProcess, how, last_lines, open_log
 from limbeck.hosting.record import ENDED, Record, name_of, now
 from limbeck.hosting.retention import Retention
@@ -169,7 +169,7 @@ class Works:
             async with record.lock:
                 record.process = None
                 ended = self._too_late if check and record.killed else how(code)
-                error = self._crash(ended, said) if heard.error is None else self._error(heard.error, said)
+                error = self._crash(ended, said) if heard.error is None else self._error(heard.error, said, check=check)
                 await self._settle(record, heard, error, check=check)
 
     def _start(self, record: Record, *, check: bool) -> Start:
@@ -267,8 +267,7 @@ class Works:
 
     def _crash(self, ended: str, said: str) -> Error:
         """The error of a run whose process ended without a word."""
-        hint = "ResumeRun lets it go on from its newest checkpoint"
-        problem = Problem(f"it ended {ended}", hint=hint)
+        problem = Problem(f"it ended {ended}", hint=GO_ON)
         error = self._ledger.public_error(LimbeckError(Reason.RUN_CRASHED, problems=[problem]))
         add_last_lines(error, self._ledger.workspace.public(said))
         return error
@@ -320,10 +319,10 @@ class Works:
         elif not self.closing:
             await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 
-    def _error(self, told: LimbeckError, said: str) -> Error:
-        """The error that a process told of, as clients see it; of one that nobody expected also where it came from."""
+    def _error(self, told: LimbeckError, said: str, *, check: bool) -> Error:
+        """The error that a process told of, as clients see it, with its last lines; a look's say nothing unforeseen."""
         error = self._ledger.public_error(told)
-        if told.reason is Reason.INTERNAL:
+        if told.reason is Reason.INTERNAL or not check:
             add_last_lines(error, self._ledger.workspace.public(said))
         return error
 

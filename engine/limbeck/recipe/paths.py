@@ -119,12 +119,15 @@ WHERE = "relative paths are relative to the folder of the recipe"
 
 
 def missing(file: Path, uses: tuple[PathUse, ...]) -> list[Problem]:
-    """One problem for each path that is not there, with the path as written and as resolved."""
+    """One problem for each path that is not there, or can't be read, with the path as written and as resolved."""
     problems = []
     for use in uses:
-        if use.resolved.exists():
+        if use.resolved.is_dir() or (use.resolved.is_file() and not use.written.endswith("/")):
             continue
-        what = "a link that leads nowhere" if use.resolved.is_symlink() else "not there"
+        if use.resolved.exists():  # a pipe, say, which a reader would wait for
+            what = "not a folder" if use.resolved.is_file() else "neither a file nor a folder"
+        else:
+            what = "a link that leads nowhere" if use.resolved.is_symlink() else "not there"
         message = f"{use.written!r} is {what}; it means {use.resolved}"
         problems.append(Problem(message, str(file), use.line, use.column, use.field, WHERE))
     return problems

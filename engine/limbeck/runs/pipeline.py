@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import limbeck
-from limbeck.errors import LimbeckError, Problem, Reason, unexpected
+from limbeck.errors import LimbeckError, Problem, Reason, sayable, unexpected
 from limbeck.files import disk_errors
 from limbeck.runs.changes import refuse_changes
 from limbeck.runs.contents import Contents
@@ -142,7 +142,7 @@ def _attempt(
         raise
     except BaseException as error:
         fault = unexpected(error)
-        last = RunFailed(reason=fault.reason, message=str(fault))
+        last = RunFailed(reason=fault.reason, message=sayable(str(fault)))
         lines = said(error) if said is not None else ""
         raise
     finally:

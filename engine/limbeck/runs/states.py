@@ -27,6 +27,8 @@ OF_STAGE: dict[str, State] = {
 _STOPPING: dict[str, State] = {"cancel": pb.RUN_STATE_CANCELLING}
 _STOPPED: dict[str, State] = {"cancel": pb.RUN_STATE_CANCELLED, "server": pb.RUN_STATE_QUEUED}
 
+_MEND = "mend what they tell of; the run can then go on from its newest checkpoint"
+
 
 class States:
     """Says each state once, from any thread. Stages that begin after a stop was asked for change nothing any more."""
@@ -92,4 +94,5 @@ def add_last_lines(error: Error, said: str) -> None:
     Uncut: it travels in answers and events, which have more room than the trailers of a call.
     """
     if said:
-        error.problems.add(message=f"the last lines of its log:\n{said}", field=LOG)
+        hint = "" if any(problem.hint for problem in error.problems) else _MEND
+        error.problems.add(message=f"the last lines of its log:\n{said}", field=LOG, hint=hint)

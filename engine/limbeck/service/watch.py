@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from limbeck.errors import LimbeckError, Reason
+from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.service.config import Timing
 from limbeck.service.wire import watched
 from limbeck.v1 import training_service_pb2 as pb
@@ -26,6 +26,10 @@ class Events(Protocol):
     def over(self) -> bool:
         """Whether nothing will follow it."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to tell that cannot be written."""
+
     async def read(self, after: int | None, most_bytes: int) -> Sequence[bytes]:
         """Encoded events that follow `after`; None: from the oldest on."""
 
@@ -38,7 +42,8 @@ async def watch(
 ) -> AsyncGenerator[bytes, None]:
     """The answers to a WatchRun call. `check` is asked now and then and raises what ends the call.
 
-    Raises CURSOR_INVALID, and SERVER_UNAVAILABLE where nothing new came for long.
+    Raises CURSOR_INVALID, and SERVER_UNAVAILABLE where nothing new came for long; DISK_FULL where there
+    is news that cannot be written.
     """
     said = news = checked = time.monotonic()
     while True:
@@ -59,6 +64,9 @@ async def watch(
         if now - news >= timing.idle:
             message = f"Nothing happened for {timing.idle:g} s; ask again with the last sequence that you have."
             raise LimbeckError(Reason.SERVER_UNAVAILABLE, message)
+        if now - said >= timing.alive and history.behind:
+            hint = "make room; then watch again. GetRun tells what the run is in"
+            raise LimbeckError(Reason.DISK_FULL, problems=[Problem("the run's history can't be written", hint=hint)])
         if now - said >= timing.alive:
             yield pb.WatchRunResponse(alive=pb.WatchAlive(last_sequence=history.last)).SerializeToString()
             said = now

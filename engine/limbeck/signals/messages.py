@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, sayable
 from limbeck.interfaces import Sampling, ScoreItem, TeacherInfo, Want
 from limbeck.signals.header import SignalHeader
 from limbeck.v1 import error_pb2, signal_pb2
@@ -197,7 +197,7 @@ def info_of(message: pb.Teacher) -> TeacherInfo:
 def error_message(error: LimbeckError) -> error_pb2.Error:
     """An error as it travels: cut where long. Its files are told as they are: who tells a client makes them public."""
     problems = [problem_message(one, MOST_TEXT) for one in error.problems[:MOST_PROBLEMS]]
-    return error_pb2.Error(reason=str(error.reason), message=error.message[:MOST_TEXT], problems=problems)
+    return error_pb2.Error(reason=str(error.reason), message=sayable(error.message)[:MOST_TEXT], problems=problems)
 
 
 def problem_message(problem: Problem, most: int | None = None) -> error_pb2.Problem:
@@ -206,10 +206,10 @@ def problem_message(problem: Problem, most: int | None = None) -> error_pb2.Prob
     if most is not None and len(file) > most:
         file = f"…/{PurePath(file).name}"
     return error_pb2.Problem(
-        message=problem.message[:most],
-        field=(problem.field or "")[:most],
-        hint=(problem.hint or "")[:most],
-        file=file[:most],
+        message=sayable(problem.message)[:most],
+        field=sayable(problem.field or "")[:most],
+        hint=sayable(problem.hint or "")[:most],
+        file=sayable(file)[:most],
         line=problem.line or 0,
         column=problem.column or 0,
     )

@@ -45,7 +45,8 @@ type TrainingServiceClient interface {
 	// The events of a run in order, from a cursor, and more as they happen. Delivery is at least once over connections:
 	// a client that drops what it has seen gets each event exactly once. Ends with OK after the last event of a run that
 	// succeeded, failed or was cancelled. While nothing happens, `alive`, and after 10 minutes UNAVAILABLE: ask again
-	// with the last sequence that you have.
+	// with the last sequence that you have. DISK_FULL where the run's state has changed and the disk has no room for the
+	// event: GetRun tells it.
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (TrainingService_WatchRunClient, error)
 	// Checkpoints of a run that are complete, the oldest first. Safe to repeat.
 	ListCheckpoints(ctx context.Context, in *ListCheckpointsRequest, opts ...grpc.CallOption) (*ListCheckpointsResponse, error)
@@ -259,7 +260,8 @@ type TrainingServiceServer interface {
 	// The events of a run in order, from a cursor, and more as they happen. Delivery is at least once over connections:
 	// a client that drops what it has seen gets each event exactly once. Ends with OK after the last event of a run that
 	// succeeded, failed or was cancelled. While nothing happens, `alive`, and after 10 minutes UNAVAILABLE: ask again
-	// with the last sequence that you have.
+	// with the last sequence that you have. DISK_FULL where the run's state has changed and the disk has no room for the
+	// event: GetRun tells it.
 	WatchRun(*WatchRunRequest, TrainingService_WatchRunServer) error
 	// Checkpoints of a run that are complete, the oldest first. Safe to repeat.
 	ListCheckpoints(context.Context, *ListCheckpointsRequest) (*ListCheckpointsResponse, error)

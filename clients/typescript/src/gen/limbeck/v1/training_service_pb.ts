@@ -1190,7 +1190,8 @@ export const TrainingService: GenService<{
    * The events of a run in order, from a cursor, and more as they happen. Delivery is at least once over connections:
    * a client that drops what it has seen gets each event exactly once. Ends with OK after the last event of a run that
    * succeeded, failed or was cancelled. While nothing happens, `alive`, and after 10 minutes UNAVAILABLE: ask again
-   * with the last sequence that you have.
+   * with the last sequence that you have. DISK_FULL where the run's state has changed and the disk has no room for the
+   * event: GetRun tells it.
    *
    * @generated from rpc limbeck.v1.TrainingService.WatchRun
    */

@@ -127,6 +127,7 @@ def test_a_failure_that_the_history_had_no_room_for(place: Place, monkeypatch: p
             run_id = await create(host, place.recipe())
             run = await reach(host, run_id, "failed")
             assert run.error.reason == Reason.DISK_FULL
+            since = run.since
             assert "no space left for step 7" in run.error.problems[-1].message  # what its process said last
             assert not host.history(run_id).over
             assert host.history(run_id).behind
@@ -136,6 +137,7 @@ def test_a_failure_that_the_history_had_no_room_for(place: Place, monkeypatch: p
             (place.root / "full").unlink()
             events = await watch(host, run_id)
             assert events[-1].state_changed.error.reason == Reason.DISK_FULL
+            assert events[-1].time == since  # when it failed, not when there was room to tell it
             assert place.states()[-2:] == ["training", "failed"]
             names = [ev.RunState.Name(one.state)[10:].lower() for one in host.details(run_id).states]
             assert names == place.states()

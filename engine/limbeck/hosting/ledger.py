@@ -6,7 +6,6 @@ import asyncio
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from limbeck.errors import LimbeckError, Problem, Reason
 from limbeck.files import FolderLock
@@ -161,7 +160,7 @@ class Ledger:
         known = len(unsaid) if known is None else known
         try:
             for event in list(unsaid):
-                await asyncio.to_thread(_append, self.folder(record), record.run_id, event.state_changed)
+                await asyncio.to_thread(_append, self.folder(record), record.run_id, event)
                 written += 1
         finally:
             if written:
@@ -193,7 +192,7 @@ class Ledger:
         return identity is not None and identity.run_id == record.run_id
 
 
-def _append(folder: Path, run_id: str, change: Any) -> None:
+def _append(folder: Path, run_id: str, event: ev.Event) -> None:
     identity = read_identity(folder)
     if identity is None or identity.run_id != run_id:
         problem = Problem("it is not the run's folder any more", file=str(folder))
@@ -201,4 +200,4 @@ def _append(folder: Path, run_id: str, change: Any) -> None:
     if (folder / EVENTS).is_symlink():  # the run's process is kept to the workspace, this one is not
         raise LimbeckError(Reason.LOG_DAMAGED, problems=[Problem("it is a link", file=str(folder / EVENTS))])
     with FolderLock(folder):
-        append_event(folder, run_id, change)
+        append_event(folder, run_id, event.state_changed, event.time)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from google.protobuf.json_format import MessageToJson, ParseDict
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from limbeck.files import AppendLog, read_json_lines
 from limbeck.runs.observers import DRAIN_SECONDS, QUEUE_LENGTH, Observers
@@ -28,13 +29,14 @@ def to_json(event: Event) -> str:
     return MessageToJson(event, preserving_proto_field_name=True, indent=None, ensure_ascii=False)
 
 
-def append_event(folder: Path, run_id: str, message: Any) -> Event:
+def append_event(folder: Path, run_id: str, message: Any, time: Timestamp | None = None) -> Event:
     """Append one event to the history of the run in `folder`, outside of an attempt; it is on disk when this returns.
 
-    For whoever holds the folder while no attempt is at work. Reads the whole history. Raises LOG_DAMAGED, DISK_FULL.
+    `time`: when it happened, where that was not now. For whoever holds the folder while no attempt is at work. Reads
+    the whole history. Raises LOG_DAMAGED, DISK_FULL.
     """
     with EventLog(folder / EVENTS, run_id, begins=False) as log:
-        return log.emit(message)
+        return log.emit(message, time=time)
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -83,8 +85,8 @@ class EventLog:
         """Say in each event from now on that it belongs to stage `name` ("" for none)."""
         self.stage, self._step = name, 0
 
-    def emit(self, message: Any, *, step: int | None = None) -> Event:
-        """Append a message of one of Event's kinds; `step` stays in force for the stage."""
+    def emit(self, message: Any, *, step: int | None = None, time: Timestamp | None = None) -> Event:
+        """Append a message of one of Event's kinds, of now or of `time`; `step` stays in force for the stage."""
         with self._lock:
             if step is not None:
                 self._step = step
@@ -96,7 +98,10 @@ class EventLog:
                 stage=self.stage,
                 **{KINDS[message.DESCRIPTOR.name]: message},
             )
-            event.time.GetCurrentTime()
+            if time is None:
+                event.time.GetCurrentTime()
+            else:
+                event.time.CopyFrom(time)
             self._log.append(to_json(event), sync=event.WhichOneof("kind") not in _FREQUENT)
             self.sequence += 1
             self._observers.put(event)

@@ -18,7 +18,10 @@ import (
 	limbeckv1 "limbeck.dev/go/limbeck/v1"
 )
 
-const mostName = 200 // bytes of a file's name: there must be room for that of what came so far
+const (
+	mostName = 255 // bytes of a file's name, by Linux's own rule
+	mostStem = 200 // of it that the name of what came so far begins with: there must be room for the rest
+)
 
 // FetchOption changes what Fetch fetches.
 type FetchOption func(*fetching)
@@ -44,7 +47,7 @@ type fetching struct {
 // that the server says leads out of dir, nor does a link in it: FolderNotOurs.
 //
 // A lost connection goes on where it was; so does another Fetch after this one was ended, from the file
-// NAME.SHA256.part that it left. A file that is there already and is the same is not fetched again. A file gets its name
+// NAME.SHA256.part that it left (for NAME its own sha256, where it is longer than 200 bytes). A file that is there already and is the same is not fetched again. A file gets its name
 // when it is complete and verified: StoreDamaged where it cannot be.
 func (c *Client) Fetch(ctx context.Context, runID, dir string, options ...FetchOption) ([]string, error) {
 	f := &fetching{client: c, runID: runID, dir: dir, path: "student", heard: func(string, uint64, uint64) {}}
@@ -197,9 +200,13 @@ type download struct {
 
 // open finds what an earlier Fetch left of a file with this sha256.
 func (d *download) open() error {
-	name := d.target + ".part"
+	stem := d.target
+	if folder, base := filepath.Split(d.target); len(base) > mostStem {
+		stem = fmt.Sprintf("%s%x", folder, sha256.Sum256([]byte(base)))
+	}
+	name := stem + ".part"
 	if len(d.listed.Sha256) > 0 {
-		name = fmt.Sprintf("%s.%.16s.part", d.target, hex.EncodeToString(d.listed.Sha256))
+		name = fmt.Sprintf("%s.%.16s.part", stem, hex.EncodeToString(d.listed.Sha256))
 	}
 	if err := os.MkdirAll(filepath.Dir(d.target), 0o777); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -96,6 +97,43 @@ func TestAFileIsFetchedOverLostConnections(t *testing.T) {
 	fileIs(t, files[0], content)
 }
 
+func TestNamesAreAsLongAsADiskTakesThem(t *testing.T) {
+	content := []byte("long")
+	for _, long := range []string{strings.Repeat("n", 200), strings.Repeat("n", 201), strings.Repeat("ä", 127) + "n"} {
+		whole := artifact("student/"+long, content)
+		var offsets []uint64
+		client := play(t, &script{
+			artifacts: []*limbeckv1.Artifact{whole},
+			download: func(r *limbeckv1.DownloadArtifactRequest, stream limbeckv1.TrainingService_DownloadArtifactServer) error {
+				offsets = append(offsets, r.Offset)
+				_ = stream.Send(startedFile(whole))
+				return stream.Send(data(content[r.Offset:]))
+			},
+		})
+		dir := t.TempDir()
+		files, err := client.Fetch(context.Background(), "r", dir)
+		if err != nil || len(files) != 1 || filepath.Base(files[0]) != long {
+			t.Fatal(files, err)
+		}
+		if len(long) > 200 { // what an earlier process left is gone on from
+			part := fmt.Sprintf("%x.%.8x.part", sha256.Sum256([]byte(long)), whole.Sha256)
+			if err := os.Rename(files[0], filepath.Join(dir, "student", part)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(filepath.Join(dir, "student", part), 3); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Fetch(context.Background(), "r", dir); err != nil || fmt.Sprint(offsets) != "[0 3]" {
+				t.Error(err, offsets)
+			}
+		}
+		fileIs(t, files[0], content)
+		if left, _ := os.ReadDir(filepath.Join(dir, "student")); len(left) != 1 {
+			t.Error(left)
+		}
+	}
+}
+
 func TestBytesOfAnotherFileAreRefused(t *testing.T) {
 	whole := artifact("student/a", []byte("right"))
 	var calls atomic.Int32
@@ -151,6 +189,7 @@ func TestNothingLeadsOutOfTheFolder(t *testing.T) {
 	client := play(t, s)
 	for _, path := range []string{
 		"../x", "student/../../x", "/etc/x", "student//x", "student/./x", "student/", "student\\x", "c:x", "student/x\x00", "..",
+		strings.Repeat("n", 256),
 	} {
 		s.artifacts = []*limbeckv1.Artifact{artifact("student/good", nil), artifact(path, []byte("x"))}
 		if _, err := client.Fetch(context.Background(), "r", t.TempDir(), Path("")); !errors.Is(err, Internal) {

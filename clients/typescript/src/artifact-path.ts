@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { LimbeckError, type Problem } from './errors.js';
 
 const FORBIDDEN = /[\x00-\x1f\x7f\\:]/; // eslint-disable-line no-control-regex
-const MOST_NAME = 200; // bytes of a name: there must be room for that of what came so far
+const MOST_NAME = 255; // bytes of a name, by Linux's own rule
 
 /** The place of each path below `folder`. Throws before anything is written where one would lie elsewhere. */
 export async function placesOf(folder: string, paths: readonly string[]): Promise<string[]> {

@@ -10,6 +10,7 @@ import type { CallOptions, Link } from './link.js';
 import { received, resumed } from './received.js';
 import { unavailable } from './status.js';
 
+const MOST_STEM = 200; // bytes of a name that the name of what came so far holds: there must be room for the rest
 const MOST_BEGINNINGS = 8; // of a file that is another one after each reconnect
 
 /** How far a fetch is: the file at work, and the bytes of all files that are there. */
@@ -107,7 +108,7 @@ class Download {
     readonly options: CallOptions,
   ) {
     const known = artifact.sha256.length > 0 ? `.${hex(artifact.sha256).slice(0, 16)}` : '';
-    this.#partial = join(dirname(file), `.${basename(file)}${known}.partial`);
+    this.#partial = join(dirname(file), `.${stemOf(basename(file))}${known}.partial`);
     this.#sha256 = artifact.sha256;
     this.#size = Number(artifact.size);
   }
@@ -209,6 +210,11 @@ class Download {
     const problem = { message, field: this.artifact.path, hint };
     return new LimbeckError('STORE_DAMAGED', [problem], 'A file did not arrive whole.');
   }
+}
+
+/** What the name of what came so far holds of the file's name. */
+function stemOf(name: string): string {
+  return Buffer.byteLength(name) > MOST_STEM ? createHash('sha256').update(name).digest('hex') : name;
 }
 
 async function writeAll(handle: FileHandle, data: Uint8Array, position: number): Promise<void> {

@@ -127,6 +127,27 @@ test('another process goes on from where the first was', async () => {
   );
 });
 
+for (const name of ['n'.repeat(200), 'n'.repeat(201), `${'ä'.repeat(127)}n`]) {
+  test(`a name of ${Buffer.byteLength(name)} bytes is fetched, and gone on with`, async () => {
+    const at = folder();
+    const gate = new Gate();
+    const { asked, client } = await holding([artifactOf(`student/${name}`)], half(gate), whole);
+    const stem = name.length === 200 ? name : sha256(Buffer.from(name)).toString('hex');
+    const partial = `.${stem}.${sha256(CONTENT).toString('hex').slice(0, 16)}.partial`;
+    const told = ({ done }: { done: number }): void => {
+      if (done !== 500) return;
+      assert.deepEqual(readdirSync(join(at, 'student')), [partial]);
+      gate.open();
+    };
+    await client.fetch('r', at, { told });
+    assert.deepEqual(readdirSync(join(at, 'student')), [name]);
+    assert.deepEqual(
+      asked.map(({ offset }) => offset),
+      [0n, 500n],
+    );
+  });
+}
+
 test('bytes that are not those stated leave no file behind', async () => {
   const wrong = Buffer.alloc(1000, 7);
   const { asked, client } = await holding([artifactOf('student/a')], (call) => {
@@ -201,6 +222,7 @@ for (const path of [
   'student/a\\b',
   'C:/a',
   'student/\0',
+  'n'.repeat(256),
   '',
 ]) {
   test(`a server that names ${JSON.stringify(path)} is not followed`, async () => {

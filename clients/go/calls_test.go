@@ -47,6 +47,15 @@ func TestErrorsAreTyped(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for said, due := range map[string]string{ // where there is no connection
+		"last connection error: connection closed":            "where it speaks TLS, name the certificate",
+		"connection error: x509: signed by unknown authority": "known by: TLSCA",
+		"connection refused":                                  "address and TLS are its own",
+	} {
+		if err := errorOfCall(status.Error(codes.Unavailable, said), "a:1"); !strings.Contains(err.Problems[0].Hint, due) {
+			t.Error(err)
+		}
+	}
 	answer = status.Error(codes.ResourceExhausted, "SERVER: Received message larger than max (5 vs. 4)")
 	if _, err := client.CreateRun(context.Background(), "x"); !errors.Is(err, RequestInvalid) {
 		t.Error(err)

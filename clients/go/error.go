@@ -161,6 +161,14 @@ func newError(reason Reason, problems ...Problem) *Error {
 	return &Error{Reason: reason, Message: texts[reason], Problems: problems}
 }
 
+// ErrorOf is an *Error of the Error of a message, such as that of a run that failed; nil where there is none.
+func ErrorOf(message *limbeckv1.Error) error {
+	if message == nil {
+		return nil
+	}
+	return errorOf(message)
+}
+
 // errorOf is an error as the server sent it.
 func errorOf(message *limbeckv1.Error) *Error {
 	found := &Error{Reason: Reason(message.GetReason()), Message: message.GetMessage()}
@@ -190,6 +198,16 @@ var ofStatus = map[codes.Code]Reason{
 }
 
 var broken = []string{"RST_STREAM", "GOAWAY", "connection reset", "broken pipe", "transport is closing"}
+
+// unreached is what gRPC says where there is no connection, and what to do.
+var unreached = []struct{ sign, hint string }{
+	{"signed by unknown authority", "the server's certificate is not trusted here: " + knownBy},
+	{"connection closed", "see that the server runs; where it speaks TLS, " + knownBy},
+	{"error reading server preface", "see that the server runs; where it speaks TLS, " + knownBy},
+	{"", "see that the server runs, and that address and TLS are its own"},
+}
+
+const knownBy = "name the certificate that it, or its authority, is known by: TLSCA"
 
 // errorOfCall is what a call ended with: the server's own error where it sent one, else by the status alone.
 func errorOfCall(err error, address string) *Error {
@@ -223,7 +241,12 @@ func errorOfCall(err error, address string) *Error {
 	problem := Problem{Message: fmt.Sprintf("%s: %s", said.Code(), text), Field: address}
 	found := newError(reason)
 	if reason == ServerUnavailable {
-		problem.Hint = "see that the server runs, and that address and TLS are its own"
+		for _, one := range unreached {
+			if strings.Contains(text, one.sign) {
+				problem.Hint = one.hint
+				break
+			}
+		}
 	} else if said.Code() == codes.Unimplemented {
 		found.Message = "There is no Limbeck server at this address, or an older one."
 		problem.Hint = "see the address, or update the server"

@@ -5,7 +5,7 @@
 // The recipe's paths are relative to the server's workspace. Lost connections are made again, also those of hours.
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
-import { connect, LimbeckError, Plugin_Kind, RunState } from '@limbeck/client';
+import { connect, errorOf, LimbeckError, Plugin_Kind, RunState } from '@limbeck/client';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -32,6 +32,7 @@ async function distil(recipeFile: string): Promise<void> {
     console.log(`losses of this server: ${losses.join(', ')}`);
 
     const { runId } = await client.createRun(await readFile(recipeFile, 'utf8'));
+    console.log(`run ${runId}`); // it goes on by itself, whatever becomes of this program
     for (const one of set) {
       const [knob = '', value] = one.split('=');
       await client.setKnobs(runId, { [knob]: Number(value) }); // in force as soon as the training begins
@@ -51,8 +52,8 @@ async function distil(recipeFile: string): Promise<void> {
     }
 
     const { run } = await client.run(runId);
-    if (run?.state !== RunState.SUCCEEDED)
-      throw new Error(run?.error?.message ?? 'the run has not succeeded');
+    if (run?.error) throw errorOf(run.error);
+    if (run?.state !== RunState.SUCCEEDED) throw new Error('the run has not succeeded');
     for (const { file } of await client.fetch(runId, to)) console.log(`fetched ${file}`);
   } finally {
     client.close();
@@ -64,6 +65,6 @@ try {
   if (recipeFile === undefined) throw new Error('which recipe? node build/examples/distil.js recipe.yaml');
   await distil(recipeFile);
 } catch (error) {
-  console.error(error instanceof LimbeckError ? error.message : String(error));
+  console.error(error instanceof LimbeckError ? `${error.reason}: ${error.message}` : String(error));
   process.exitCode = 1;
 }

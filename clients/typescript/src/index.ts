@@ -12,7 +12,7 @@ export type { OutputHead } from './head.js';
 export type { CallOptions, Times } from './link.js';
 export type { Integer } from './numbers.js';
 export { StoredSignal, type Expectation, type SignalsOptions, type StoredTokens } from './replay.js';
-export { errorOfCall } from './status.js';
+export { errorOf, errorOfCall } from './status.js';
 export { TopK, type AtTemperature } from './topk.js';
 export type { CreateOptions } from './training.js';
 export { ENDED, type WatchOptions } from './watch.js';

@@ -69,10 +69,16 @@ export const files: Scenarios = {
       '--set',
       'losses.forward_kl.weight=0.5',
     ];
-    const { stdout } = await promisify(execFile)(process.execPath, [example, 'recipe.yaml', ...options], {
-      cwd: at,
-    });
+    const asked = (...more: string[]) =>
+      promisify(execFile)(process.execPath, [example, 'recipe.yaml', ...options, ...more], { cwd: at });
+    const { stdout } = await asked();
+    assert.match(stdout, /^run \S+$/m);
     assert.match(stdout, /step 200: loss /);
     assert.ok(filesOf(join(at, 'here/student')).includes('model.safetensors'));
+    writeFileSync(join(at, 'recipe.yaml'), served.recipe('tiny'));
+    const failed = (await asked('--set', 'foo=1').catch((error: unknown) => error)) as Record<string, string>;
+    assert.match(failed.stderr ?? '', /^KNOB_INVALID: [^]*foo/);
+    const [, begun] = /^run (\S+)$/m.exec(failed.stdout ?? '') ?? [];
+    await served.client().cancel(begun!);
   },
 };

@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"log"
 	"os"
-	"strings"
 
 	"limbeck.dev/go/limbeck"
 )
 
 func distil(ctx context.Context, server, recipe, folder string) error {
-	word := strings.NewReplacer("RUN_STATE_", "", "KIND_", "") // the contract's names without their prefix
-	token, ca := os.Getenv("LIMBECK_TOKEN_FILE"), os.Getenv("LIMBECK_TLS_CA")
-	client, err := limbeck.Connect(ctx, server, limbeck.TokenFile(token), limbeck.TLSCA(ca))
+	token, ca := limbeck.TokenFile(os.Getenv("LIMBECK_TOKEN_FILE")), limbeck.TLSCA(os.Getenv("LIMBECK_TLS_CA"))
+	client, err := limbeck.Connect(ctx, server, token, ca)
 	if err != nil {
 		return err
 	}
@@ -24,20 +22,21 @@ func distil(ctx context.Context, server, recipe, folder string) error {
 		return err
 	}
 	for _, plugin := range plugins.Plugins {
-		fmt.Printf("%-14s %-18s %s\n", strings.ToLower(word.Replace(plugin.Kind.String())), plugin.Name, plugin.Summary)
+		fmt.Printf("%-14s %-18s %s\n", plugin.Kind, plugin.Name, plugin.Summary)
 	}
 	run, err := client.CreateRun(ctx, recipe)
 	if err != nil {
 		return err // with every problem of the recipe
 	}
 	fmt.Println("run", run.RunId) // it goes on by itself, whatever becomes of this program
-	how, failed := "", error(nil)
 	events := client.Watch(ctx, run.RunId, limbeck.Oldest)
 	for events.Next() { // each event once, whatever happens to the connection
 		event := events.Event()
 		if state := event.GetStateChanged(); state != nil {
-			how, failed = strings.ToLower(word.Replace(state.State.String())), limbeck.ErrorOf(state.Error)
-			fmt.Printf("\r\033[K%s\n", how)
+			fmt.Printf("\r\033[K%s\n", state.State)
+			if err := limbeck.ErrorOf(state.Error); err != nil { // it has failed
+				return err
+			}
 		} else if metrics := event.GetMetrics(); metrics != nil {
 			fmt.Printf("\r\033[Kstep %d: loss %.4f", event.Step, metrics.Values["loss"])
 		}
@@ -49,10 +48,6 @@ func distil(ctx context.Context, server, recipe, folder string) error {
 	}
 	if events.Err() != nil {
 		return events.Err()
-	} else if failed != nil {
-		return failed
-	} else if how != "succeeded" {
-		return fmt.Errorf("the run was %s", how)
 	}
 	_, err = client.Fetch(ctx, run.RunId, folder)
 	return err

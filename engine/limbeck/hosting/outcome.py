@@ -10,7 +10,7 @@ from limbeck.v1 import event_pb2 as ev
 from limbeck.v1 import training_service_pb2 as pb
 from limbeck.v1.error_pb2 import Error
 
-GO_ON = "ResumeRun lets it go on from its newest checkpoint"
+GO_ON = "resume it: it goes on from its newest checkpoint"
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,6 +376,20 @@ def test_a_reader_that_goes_away_ends_it_quietly(shell):
 # --------------------------------------------------------------------------------------------------------------- steer
 
 
+@pytest.mark.parametrize(("command", "method"), [("pause", "PauseRun"), ("cancel", "CancelRun")])
+def test_what_is_asked_of_a_run_whose_process_starts_is_noted(command, method, shell):
+    shell.runs.answers[method] = type(shell.runs.answers[method])(run=run_message("queued"))
+    assert shell(command, RUN) == 0
+    done = {"pause": "paused", "cancel": "cancelled"}[command]
+    assert f"run {RUN}: queued; it will be {done} as soon as its process hears of it" in shell.out
+
+
+@pytest.mark.parametrize("given", [("", "--to", "here"), ("student", "--to", "")])
+def test_an_empty_place_is_refused(given, shell):
+    assert shell("fetch", RUN, *given) == 2
+    assert "is empty" in shell.err
+
+
 @pytest.mark.parametrize(
     ("command", "method", "state"),
     [("pause", "PauseRun", "pausing"), ("resume", "ResumeRun", "queued"), ("cancel", "CancelRun", "cancelling")],

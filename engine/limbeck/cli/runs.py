@@ -258,6 +258,9 @@ def cancel(server: Server, run_id: str, as_json: bool) -> None:
     _steer("cancel", server, run_id, as_json)
 
 
+_FOLLOWS = {"pause": ("pausing", "paused"), "cancel": ("cancelling", "cancelled")}
+
+
 def _steer(what: str, server: Server, run_id: str, as_json: bool) -> None:
     from limbeck.cli.runs_text import record_json
 
@@ -266,7 +269,9 @@ def _steer(what: str, server: Server, run_id: str, as_json: bool) -> None:
     if as_json:
         output.emit_json(record_json(run))
         return
-    click.echo(f"run {run.run_id}: {run.state}")
+    follows = _FOLLOWS.get(what, (run.state,))
+    later = "" if run.state in follows else f"; it will be {follows[-1]} as soon as its process hears of it"
+    click.echo(f"run {run.run_id}: {run.state}{later}")
     if not run.ended and run.state != "paused":
         click.echo(f"to watch it:  {server.command('watch', run.run_id)}")
 
@@ -326,12 +331,19 @@ def checkpoints(server: Server, run_id: str, save: bool, as_json: bool) -> None:
         click.echo("no checkpoints yet")
 
 
+def _given(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A text that is not empty: that is what a shell makes of a variable that is not set."""
+    if not value:
+        raise click.BadParameter("is empty")
+    return value
+
+
 @command.command("fetch", short_help="Fetch what a run made, its student or any of its files.")
 @click.argument("run_id", metavar="ID")
-@click.argument("path", default="student")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder here.")
+@click.argument("path", default="student", callback=_given)
+@click.option("--to", "folder", required=True, callback=_given, metavar="DIR", help="Folder here.")
 @server_options
-def fetch(server: Server, run_id: str, path: str, folder: Path, as_json: bool) -> None:
+def fetch(server: Server, run_id: str, path: str, folder: str, as_json: bool) -> None:
     """Fetch what a run made: PATH of its folder, `student` where none is given, `.` for all.
 
     Files are checked, and there only when they are whole. The same command goes on after it was stopped, and fetches
@@ -361,7 +373,7 @@ def fetch(server: Server, run_id: str, path: str, folder: Path, as_json: bool) -
             def told(how_far: Fetching) -> None:
                 bar.update(task, description=how_far.path, completed=how_far.done, total=how_far.total)
 
-            place = client.fetch(run.run_id, folder, path, told=told)
+            place = client.fetch(run.run_id, Path(folder), path, told=told)
     if as_json:
         output.emit_json({"path": str(place)})
     else:

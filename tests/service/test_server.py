@@ -485,6 +485,13 @@ def problems_of(**config) -> list[str]:
     return [f"{problem.field or ''}: {problem.message}" for problem in caught.value.problems]
 
 
+def test_a_workspace_that_cannot_be_made_is_refused():
+    with pytest.raises(LimbeckError) as caught:
+        Server(ServeConfig(workspace=Path("/proc/runs")))
+    (problem,) = caught.value.problems
+    assert (caught.value.reason, problem.field, problem.file) == (Reason.SERVER_INVALID, "--workspace", "/proc/runs")
+
+
 def test_a_server_without_anything_to_serve_is_refused():
     assert problems_of() == [": there is nothing to serve: no teacher, no signals and no runs"]
 

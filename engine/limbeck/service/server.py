@@ -194,10 +194,14 @@ class Server:
 
 
 def _runs(config: ServeConfig) -> RunHost | None:
-    """What keeps the runs, where there are any."""
+    """What keeps the runs, where there are any. Raises SERVER_INVALID for a workspace that cannot be made."""
     if config.workspace is None:
         return None
-    config.workspace.mkdir(parents=True, exist_ok=True)
+    try:
+        config.workspace.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = Problem(f"cannot be made: {error.strerror}", file=str(config.workspace), field="--workspace")
+        raise LimbeckError(Reason.SERVER_INVALID, problems=[problem]) from error
     return RunHost(Workspace(config.workspace, config.read), config.runs, log=logger)
 
 

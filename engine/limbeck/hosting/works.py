@@ -169,7 +169,7 @@ class Works:
             async with record.lock:
                 record.process = None
                 ended = self._too_late if check and record.killed else how(code)
-                error = self._crash(ended, said) if heard.error is None else self._error(heard.error, said, check=check)
+                error = self._crash(ended, said) if heard.error is None else self._error(heard.error, said)
                 await self._settle(record, heard, error, check=check)
 
     def _start(self, record: Record, *, check: bool) -> Start:
@@ -319,10 +319,10 @@ class Works:
         elif not self.closing:
             await self._ledger.say(record, ev.RUN_STATE_FAILED, error)
 
-    def _error(self, told: LimbeckError, said: str, *, check: bool) -> Error:
-        """The error that a process told of, as clients see it, with its last lines; a look's say nothing unforeseen."""
+    def _error(self, told: LimbeckError, said: str) -> Error:
+        """The error that a process told of, as clients see it; with its last lines where they may tell more."""
         error = self._ledger.public_error(told)
-        if told.reason is Reason.INTERNAL or not check:
+        if told.reason in (Reason.INTERNAL, Reason.DISK_FULL):
             add_last_lines(error, self._ledger.workspace.public(said))
         return error
 

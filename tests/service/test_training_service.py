@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -256,6 +257,18 @@ def test_a_watcher_of_news_that_the_disk_has_no_room_for_is_told_so(served, runs
         assert "GetRun tells what the run is in" in error.problems[0].hint
 
     served(check, timing=Timing(alive=0.02, poll=0.01))
+
+
+def test_a_watcher_hears_nothing_of_news_that_are_just_being_written(served, runs, monkeypatch):
+    async def check(stub, _):
+        runs.past.say("one")
+        turns = itertools.cycle([True, False])
+        monkeypatch.setattr(type(runs.past), "behind", property(lambda _: next(turns)), raising=False)
+        call = stub.WatchRun(pb.WatchRunRequest(run_id=RUN, after_sequence=1))
+        for _ in range(10):
+            assert (await call.read()).WhichOneof("kind") == "alive"
+
+    served(check, timing=Timing(alive=0.05, poll=0.01))
 
 
 def test_a_server_that_drains_lets_its_watchers_go_and_its_runs_rest(served, runs):

@@ -28,7 +28,7 @@ class Events(Protocol):
 
     @property
     def behind(self) -> bool:
-        """Whether there is something to tell that cannot be written."""
+        """Whether there is something to tell that is not written yet."""
 
     async def read(self, after: int | None, most_bytes: int) -> Sequence[bytes]:
         """Encoded events that follow `after`; None: from the oldest on."""
@@ -42,10 +42,10 @@ async def watch(
 ) -> AsyncGenerator[bytes, None]:
     """The answers to a WatchRun call. `check` is asked now and then and raises what ends the call.
 
-    Raises CURSOR_INVALID, and SERVER_UNAVAILABLE where nothing new came for long; DISK_FULL where there
-    is news that cannot be written.
+    Raises CURSOR_INVALID, SERVER_UNAVAILABLE where nothing new came for long, DISK_FULL where news could not be written
+    for long.
     """
-    said = news = checked = time.monotonic()
+    said = news = checked = level = time.monotonic()
     while True:
         over = history.over  # asked before what there is: what is over by then has been read
         events = await history.read(after, PART_BYTES)
@@ -56,6 +56,8 @@ async def watch(
         elif over and (after or 0) >= history.last:
             return
         now = time.monotonic()
+        if not history.behind:
+            level = now
         if now - checked >= timing.poll:
             check()
             checked = now
@@ -64,7 +66,7 @@ async def watch(
         if now - news >= timing.idle:
             message = f"Nothing happened for {timing.idle:g} s; ask again with the last sequence that you have."
             raise LimbeckError(Reason.SERVER_UNAVAILABLE, message)
-        if now - said >= timing.alive and history.behind:
+        if now - level >= timing.alive:  # not while an event is just being written
             hint = "make room; then watch again. GetRun tells what the run is in"
             raise LimbeckError(Reason.DISK_FULL, problems=[Problem("the run's history can't be written", hint=hint)])
         if now - said >= timing.alive:

@@ -56,6 +56,17 @@ def test_an_error_comes_as_it_was_sent() -> None:
     assert (got.reason, got.message, got.problems) == (sent.reason, sent.message, sent.problems)
 
 
+def test_half_a_character_as_names_of_files_may_have_it_comes_as_its_code() -> None:
+    sent = LimbeckError(
+        Reason.DATA_INVALID, "a\udcff", [Problem("b\udcff", file="c\udcff", field="d\udcff", hint="e\udcff")]
+    )
+    (message,) = Decoder().feed(encode({"error": error_fields(sent)}))
+    got = error_of(message["error"])
+    (problem,) = got.problems
+    texts = (got.message, problem.message, problem.file, problem.field, problem.hint)
+    assert texts == tuple(f"{sign}\\udcff" for sign in "abcde")
+
+
 PROBLEM = problem_fields(Problem("bad"))
 ERROR = error_fields(LimbeckError(Reason.DATA_INVALID))
 FOUND: dict[str, Any] = {"error": None, "warnings": [], "resolved": {}, "facts": {}}
@@ -73,7 +84,7 @@ def test_what_was_found_comes_as_it_was_sent() -> None:
     [
         *({"error": one} for one in (3, "bad", [], {}, ERROR | {"reason": "ODD"}, ERROR | {"message": None})),
         *({"error": ERROR | {"problems": one}} for one in (None, [3], [{"text": "bad"}], [PROBLEM | {"hint": 3}])),
-        *({"warnings": one} for one in (None, [None], [PROBLEM | {"message": "\ud800"}], [PROBLEM | {"line": -1}])),
+        *({"warnings": one} for one in (None, [None], [PROBLEM | {"message": 7}], [PROBLEM | {"line": -1}])),
         *({name: one} for name in ("resolved", "facts") for one in (None, [], "bad")),
         {"error": ERROR | {"problems": [PROBLEM | {"column": "x"}]}},
     ],

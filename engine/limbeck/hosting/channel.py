@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from limbeck.errors import LimbeckError, Problem, Reason
+from limbeck.errors import LimbeckError, Problem, Reason, sayable
 
 LARGEST = 16 << 20  # bytes of one line: recipes and lists of problems are far below
 
@@ -147,14 +147,14 @@ def problem_fields(problem: Problem) -> Message:
 
 def error_of(fields: Mapping[str, Any]) -> LimbeckError:
     """An error that came. Raises one of NONSENSE for what is none."""
-    fields["message"].encode()
-    return LimbeckError(Reason(fields["reason"]), fields["message"], [problem_of(p) for p in fields["problems"]])
+    problems = [problem_of(one) for one in fields["problems"]]
+    return LimbeckError(Reason(fields["reason"]), sayable(fields["message"]), problems)
 
 
 def problem_of(fields: Mapping[str, Any]) -> Problem:
     """A problem that came. Raises one of NONSENSE for what is none."""
-    problem = Problem(**fields)
-    "".join((problem.message, problem.file or "", problem.field or "", problem.hint or "")).encode()  # can be sent on
+    texts = {name: sayable(text) for name in ("file", "field", "hint") if (text := fields[name]) is not None}
+    problem = Problem(**{**fields, **texts, "message": sayable(fields["message"])})
     if not all((number or 0) in range(1 << 32) for number in (problem.line, problem.column)):
         raise ValueError(f"{problem} is at no place of a file")
     return problem

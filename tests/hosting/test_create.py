@@ -119,8 +119,9 @@ def test_whoever_finds_a_run_that_is_just_noted_finds_the_one_that_is_made(place
                 found.extend(host.list([], 0, "").runs)
                 found.append(host._ledger.find(record.run_id) is record)
 
-            host._index.add = noted  # type: ignore[method-assign]
-            run_id = await create(host, place.recipe())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(host._index, "add", noted)
+                run_id = await create(host, place.recipe())
             assert [one if isinstance(one, bool) else one.run_id for one in found] == [run_id, True]
             await reach(host, run_id, "succeeded")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +317,14 @@ def test_a_model_that_is_not_there_is_told_once_with_its_place(tmp_path: Path, i
     ]
     assert problems[0]["message"].startswith("teacherr: no such folder, and not on the hub: ")
     assert err == ""
+
+
+def test_a_pipe_is_no_file_of_rows_and_nobody_waits_for_it(tiny_teacher: Path, tmp_path: Path, inside: Inside) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    text = f"teacher: {{plugin: transformers, model: {tiny_teacher}}}\nstudent: {{from: teacher}}\n"
+    recipe.write_text(f"{text}data: {{path: rows.jsonl}}\nlosses: [{{plugin: forward_kl, top_k: 8}}]\noutput: out\n")
+    code, out, _ = inside("check", recipe, "--json")
+    (problem,) = json.loads(out)["error"]["problems"]
+    assert (code, problem["line"], problem["field"]) == (2, 3, "data.path")
+    assert "'rows.jsonl' is neither a file nor a folder" in problem["message"]

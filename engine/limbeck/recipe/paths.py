@@ -25,6 +25,15 @@ class PathUse:
     line: int | None
     column: int | None
 
+    @property
+    def fault(self) -> str | None:
+        """What keeps it from being read; None where there is a file or a folder."""
+        if self.resolved.is_dir() or (self.resolved.is_file() and not self.written.endswith("/")):
+            return None
+        if self.resolved.exists():  # a pipe, say, which a reader would wait for
+            return "not a folder" if self.resolved.is_file() else "neither a file nor a folder"
+        return "a link that leads nowhere" if self.resolved.is_symlink() else "not there"
+
 
 class Guard(Protocol):
     """Says which paths a recipe may name.
@@ -122,12 +131,7 @@ def missing(file: Path, uses: tuple[PathUse, ...]) -> list[Problem]:
     """One problem for each path that is not there, or can't be read, with the path as written and as resolved."""
     problems = []
     for use in uses:
-        if use.resolved.is_dir() or (use.resolved.is_file() and not use.written.endswith("/")):
-            continue
-        if use.resolved.exists():  # a pipe, say, which a reader would wait for
-            what = "not a folder" if use.resolved.is_file() else "neither a file nor a folder"
-        else:
-            what = "a link that leads nowhere" if use.resolved.is_symlink() else "not there"
-        message = f"{use.written!r} is {what}; it means {use.resolved}"
-        problems.append(Problem(message, str(file), use.line, use.column, use.field, WHERE))
+        if (fault := use.fault) is not None:
+            message = f"{use.written!r} is {fault}; it means {use.resolved}"
+            problems.append(Problem(message, str(file), use.line, use.column, use.field, WHERE))
     return problems

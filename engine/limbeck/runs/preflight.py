@@ -42,7 +42,7 @@ class _Check:
         self.recipe = recipe
         self.registry = registry
         self.contents = contents
-        self.gone = {str(use.resolved): use.field for use in recipe.paths if not use.resolved.exists()}
+        self.gone = {str(use.resolved): use.field for use in recipe.paths if use.fault is not None}
         self.found = Preflight(told=set(self.gone))
         self.teacher: Any = None
         self.info: TeacherInfo | None = None  # of a teacher on token ids
